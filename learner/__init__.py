@@ -1,0 +1,1 @@
+"""Turns scored rollouts into new weights: feeder, journal, Megatron step, publication."""
