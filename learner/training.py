@@ -1,12 +1,14 @@
 """What the learner's loop, the losses and the trainer say to one another.
 
-Guarantees: everything here is frozen; a loss sees only tokens that train, in the order of the micro-batch, and knows nothing of
-packing, ranks or Megatron; the trainer turns per-token losses into the exact mean over all trained tokens of the global batch.
+Guarantees: everything here is frozen; a loss sees only tokens that train, in the order of the micro-batch, and knows
+nothing of packing, ranks or Megatron; the trainer turns per-token losses into the exact mean over all trained tokens of
+the global batch.
 
 Shapes: P prompt tokens, T response tokens of one sample, K teacher's top-k, R trained response tokens of a micro-batch.
 Log-probabilities are natural logarithms at temperature 1.
 """
 
+# ruff: noqa: N815 - tensor names carry shape letters
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ from common.messages import Floats, Ids, Mask
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets:
-    """What one teacher said of a response; `weight` is its share of the sample's loss (the shares of a sample sum to 1)."""
+    """What one teacher said of a response; `weight` is its share of the sample's loss (a sample's shares sum to 1)."""
 
     teacher: str
     weight: float
@@ -59,8 +61,8 @@ class TrainingSample:
 class LossInputs:
     """One teacher's view of R trained tokens. Only the two `student_` tensors carry gradients; all floats are float32.
 
-    `student_top_RK` holds the log-probabilities under the current student of the teacher's own top-k ids; both `_top_RK` are None when
-    the teacher gave none.
+    `student_top_RK` holds the log-probabilities under the current student of the teacher's own top-k ids; both
+    `_top_RK` are None when the teacher gave none.
     """
 
     student_logp_R: torch.Tensor
