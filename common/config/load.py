@@ -1,0 +1,122 @@
+"""From a TOML file and `--set a.b=c` to a RunConfig; every mistake is one sentence that names the key and says what to write."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from common.config.run import RunConfig
+from common.errors import ConfigError
+
+_PATHS = ("run.dir", "model.student", "data.prompts", "data.eval_prompts", "weights.dir")
+
+
+def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads `file`; relative paths in it are relative to it, those in `overrides` to the working directory."""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {file}: give the path of a run's TOML") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    _absolute(values, file.resolve().parent)
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _set(given, override)
+    _absolute(given, Path.cwd())
+    _merge(values, given)
+    values.setdefault("run", {}).setdefault("dir", str(Path.cwd() / "runs"))
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Validates plain values; raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors())) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r} is not KEY=VALUE: write for example --set learner.steps=100")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {section} is not a section")
+    values[name] = value
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _absolute(values: dict[str, Any], base: Path) -> None:
+    """Makes the paths of `values` absolute, in place."""
+    for parent, name in _path_slots(values):
+        text = parent[name]
+        if isinstance(text, str) and text and not text.startswith("datasets:"):
+            parent[name] = str(base / Path(text).expanduser())
+
+
+def _path_slots(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    for dotted in _PATHS:
+        section, name = dotted.split(".")
+        parent = values.get(section)
+        if isinstance(parent, dict) and name in parent:
+            yield parent, name
+    teachers = values.get("teachers")
+    for teacher in teachers.values() if isinstance(teachers, dict) else ():
+        if isinstance(teacher, dict) and "path" in teacher:
+            yield teacher, "path"
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}: {_suggestion(detail['loc'])}"
+        case "missing":
+            return f"missing key {key}: add it to the configuration"
+        case "value_error":
+            return f"{key + ': ' if key else ''}{detail['ctx']['error']}"
+        case _:
+            return f"{key} = {detail['input']!r} is wrong: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    known = _known_keys(loc[:-1])
+    close = difflib.get_close_matches(str(loc[-1]), known, 1)
+    prefix = "".join(f"{part}." for part in loc[:-1])
+    return f"did you mean {prefix}{close[0]}?" if close else f"known here are {', '.join(sorted(known))}"
+
+
+def _known_keys(loc: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None:  # the key of a dict, such as a teacher's name
+            continue
+        candidates = [field.annotation, *get_args(field.annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

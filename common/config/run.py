@@ -1,0 +1,122 @@
+"""The whole configuration of a run, its identity, and what derives from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from common.config.sections import (
+    OPERATIONAL,
+    BusSection,
+    DataSection,
+    EvaluationSection,
+    LearnerSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    ProducerSection,
+    RunSection,
+    SamplingSection,
+    ScorerSection,
+    Section,
+    ServiceSection,
+    TeacherSection,
+    WeightsSection,
+)
+
+_BYTES_PER_TOKEN = 12  # id, behaviour log-probability and one teacher's log-probability
+_BYTES_PER_TOP = 8  # id and log-probability
+_ENTRY_OVERHEAD = 2048
+
+
+class RunConfig(Section):
+    """Everything a run needs to know. Paths are absolute after loading."""
+
+    run: RunSection
+    model: ModelSection
+    teachers: dict[str, TeacherSection] = Field(min_length=1)
+    """Teachers by name; a prompt's `teacher` picks one (or several, as a list), a prompt without gets the only one, or `default`."""
+    data: DataSection
+    sampling: SamplingSection = SamplingSection()
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    learner: LearnerSection = LearnerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    bus: BusSection = BusSection()
+    producer: ProducerSection = ProducerSection()
+    scorer: ScorerSection = ScorerSection()
+    weights: WeightsSection = WeightsSection()
+    service: ServiceSection = ServiceSection()
+
+    @property
+    def directory(self) -> Path:
+        """The run's own directory."""
+        return self.run.dir / self.run.name
+
+    @property
+    def weight_directory(self) -> Path:
+        """The weight store's directory."""
+        return self.weights.dir or self.directory / "weights"
+
+    @property
+    def window(self) -> int:
+        """Most samples live at once: (S + 1) · batch."""
+        return (self.learner.max_staleness + 1) * self.learner.batch_size
+
+    @property
+    def largest_sample_bytes(self) -> int:
+        """Upper bound of one scored sample on the bus."""
+        tops = sum(_BYTES_PER_TOP * teacher.top_k + 4 for teacher in self.teachers.values())
+        return self.data.max_prompt_tokens * 4 + self.sampling.max_new_tokens * (_BYTES_PER_TOKEN + tops) + _ENTRY_OVERHEAD
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        needed = self.window * self.largest_sample_bytes
+        if needed > self.bus.max_bytes:
+            raise ValueError(
+                f"(learner.max_staleness + 1) · learner.batch_size = {self.window} of the longest samples need {needed} bytes, more than "
+                f"bus.max_bytes = {self.bus.max_bytes}: raise bus.max_bytes or lower max_staleness, batch_size, max_new_tokens or top_k"
+            )
+        if self.evaluation.prompts and self.data.eval_prompts is None:
+            raise ValueError(
+                "evaluation.prompts > 0 needs data.eval_prompts: name a file of held-out prompts or set evaluation.prompts = 0"
+            )
+        if self.loss.ratio_low >= self.loss.ratio_high:
+            raise ValueError("loss.ratio_low must be below loss.ratio_high")
+        topless = [name for name, teacher in self.teachers.items() if teacher.top_k == 0]
+        if topless and self.loss.kind.startswith("topk_"):
+            raise ValueError(
+                f"loss.kind = {self.loss.kind!r} needs top_k > 0 of teachers.{topless[0]}: set it to 8, or use sampled_reverse_kl"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that define what the run computes, as plain JSON values."""
+        return _identity_of(self)
+
+    @property
+    def identity_digest(self) -> str:
+        """Digest of `identity()`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity_of(section: BaseModel) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("kind") == OPERATIONAL:
+            continue
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            value = _identity_of(value)
+        elif isinstance(value, dict):
+            value = {key: _identity_of(item) for key, item in value.items()}
+        elif isinstance(value, Path):
+            value = str(value)
+        if value != {}:
+            kept[name] = value
+    return kept

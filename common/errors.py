@@ -1,0 +1,69 @@
+"""What callers branch on. Every message is one sentence that says what to do.
+
+RefluxError
+├── UserError            bad input or configuration: printed without a traceback, exit code 2
+│   ├── ConfigError      the run's TOML, a --set or a path in it
+│   └── IdentityError    the run directory belongs to another identity configuration
+├── BusError             the Redis-protocol server
+│   ├── BusUnreachable   nobody answers, or not in time
+│   └── BusFull          the server's memory is used up
+├── Superseded           a newer term exists: this learner has nothing more to say
+├── LearnerActive        another learner holds the run's lease
+├── WireError            bytes that are not a message of this schema
+├── WeightsError         a manifest or weight file that cannot be trusted or read
+└── Rejected             one sample that cannot be used; `reason` goes to the dead letters
+"""
+
+from __future__ import annotations
+
+
+class RefluxError(Exception):
+    """Root of everything Reflux raises on purpose."""
+
+
+class UserError(RefluxError):
+    """Bad input: the message says what to write instead."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value."""
+
+
+class IdentityError(UserError):
+    """A run directory made by another identity configuration."""
+
+
+class BusError(RefluxError):
+    """The bus could not do what was asked."""
+
+
+class BusUnreachable(BusError):
+    """No server answered within the deadline."""
+
+
+class BusFull(BusError):
+    """The server refused a write for lack of memory; nothing changed."""
+
+
+class Superseded(RefluxError):
+    """A learner of a higher term has taken over."""
+
+
+class LearnerActive(UserError):
+    """A second learner was started while the first one's lease lives."""
+
+
+class WireError(RefluxError):
+    """Bytes that are no message of this schema version."""
+
+
+class WeightsError(RefluxError):
+    """A weight version that is missing, damaged, or outside the store."""
+
+
+class Rejected(RefluxError):
+    """One sample that must not be trained on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,23 @@
+"""The seam to whatever holds a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from common.errors import Rejected
+from common.messages import Rollout, TeacherScore
+
+
+class Teacher(Protocol):
+    """Scores responses under the teacher, at temperature 1 over the full vocabulary."""
+
+    @property
+    def digest(self) -> str:
+        """Of the teacher's weights; travels with every score."""
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScore | Rejected]:
+        """One result per rollout, in order. A Rejected carries the reason for the dead letters: NaN, +inf, > 0, uniform rows, wrong length."""
+
+    async def aclose(self) -> None:
+        """Frees the teacher."""
