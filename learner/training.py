@@ -99,7 +99,6 @@ class TrainerSettings:
     seed: int
     recompute: bool = False  # recompute activations in backward instead of keeping them
     tensor_parallel: int = 1
-    pipeline_parallel: int = 1
     threads: int = 1  # torch threads of this process
 
 

@@ -168,7 +168,7 @@ class Bus(Protocol):
         """All dead letters."""
 
     async def reconcile(self, term: int, cursor: int, applied: int, gone: Sequence[int], dead: Mapping[int, str]) -> int:
-        """Recreates groups, starts a new incarnation key if missing, joins `dead` into the dead letters, removes every entry and live record of
+        """Recreates groups, sets a new incarnation key if missing, joins `dead` into the dead letters, removes entry and live record of
         the seqs in `gone` (applied) and `dead`, sets the ledger's applied, raises the cursor to at least `cursor`; returns it."""
 
     async def state(self) -> BusState:

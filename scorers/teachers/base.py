@@ -17,7 +17,7 @@ class Teacher(Protocol):
         """Of the teacher's weights; travels with every score."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScore | Rejected]:
-        """One result per rollout, in order. A Rejected carries the reason for the dead letters: NaN, +inf, > 0, uniform rows, wrong length."""
+        """One result per rollout, in order. A Rejected carries the reason (NaN, +inf, > 0, uniform rows, wrong length)."""
 
     async def aclose(self) -> None:
         """Frees the teacher."""
