@@ -1,0 +1,139 @@
+"""The life of one role's process: connect, beat, work, drain, release. The same for producers, scorers and the learner.
+
+SIGTERM or SIGINT sets `stopping`: the body leases nothing more and finishes what it holds; after `service.drain_s` it is cancelled. Whatever is
+held then goes back at once. A background task that fails ends the process.
+Exit codes: 0 done · 2 a user's mistake or superseded (starting again does not help) · 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import bus as buses
+from common import log as logs
+from common import metrics
+from common.bus.base import Bus
+from common.config import RunConfig, load_config
+from common.errors import RefluxError, Superseded, UserError
+from common.leases import LeaseKeeper
+from common.pulse import Pulse
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """What a role's body works with."""
+
+    role: str
+    name: str
+    config: RunConfig
+    bus: Bus
+    pulse: Pulse
+    keeper: LeaseKeeper
+    stopping: asyncio.Event
+
+
+Body = Callable[[Worker], Awaitable[None]]
+
+
+def role_parser(role: str) -> argparse.ArgumentParser:
+    """--config and --set, to which a role adds its own."""
+    parser = argparse.ArgumentParser(prog=f"python -m {role}s" if role != "learner" else "python -m learner")
+    parser.add_argument("--config", type=Path, required=True, help="the run's TOML")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change one key")
+    return parser
+
+
+def run_role(role: str, body: Body, argv: Sequence[str] | None = None) -> int:
+    """Parses the arguments and serves; returns the exit code."""
+    arguments = role_parser(role).parse_args(argv)
+    return run_service(role, body, lambda: load_config(arguments.config, arguments.overrides))
+
+
+def run_service(role: str, body: Body, configure: Callable[[], RunConfig]) -> int:
+    """Serves one role until it is done or told to stop; every RefluxError becomes one sentence on stderr."""
+    logs.configure()
+    try:
+        asyncio.run(serve(role, configure(), body))
+    except* RefluxError as group:
+        first = _leaf(group)
+        print(f"reflux {role}: {first}", file=sys.stderr)  # noqa: T201 - the user's sentence
+        return EXIT_USER if isinstance(first, UserError | Superseded) else EXIT_FAILED
+    except* asyncio.CancelledError:
+        return EXIT_DONE
+    except* Exception as group:
+        traceback.print_exception(_leaf(group))
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+async def serve(role: str, config: RunConfig, body: Body) -> None:
+    """Connects and runs `body` with its background tasks."""
+    name = f"{role}-{uuid.uuid4().hex[:12]}"
+    pulse = Pulse(role, name)
+    async with buses.connect(config, name=name) as bus:
+        keeper = LeaseKeeper(bus, lease_s=config.bus.lease_s, work_deadline_s=config.bus.work_deadline_s)
+        worker = Worker(role=role, name=name, config=config, bus=bus, pulse=pulse, keeper=keeper, stopping=asyncio.Event())
+        with metrics.endpoint(pulse, config.service.metrics_host, config.service.metrics_port):
+            log.info("starts", extra={"role": role, "worker": name})
+            await _live(worker, body)
+
+
+async def _live(worker: Worker, body: Body) -> None:
+    background: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            background.append(tasks.create_task(_beat(worker), name="heartbeat"))
+            background.append(tasks.create_task(worker.keeper.run(), name="lease keeper"))
+            work = tasks.create_task(_work(worker, body), name=worker.role)
+            background.append(tasks.create_task(_drain(worker, work), name="drain"))
+            await asyncio.wait([work])
+            for task in background:
+                task.cancel()
+    finally:
+        await worker.keeper.release_all()
+
+
+async def _work(worker: Worker, body: Body) -> None:
+    await body(worker)
+
+
+async def _drain(worker: Worker, work: asyncio.Task[None]) -> None:
+    """Waits for a signal, then gives the body `service.drain_s`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stopping.set)
+    await worker.stopping.wait()
+    log.info("drains", extra={"worker": worker.name, "holds": len(worker.keeper)})
+    await asyncio.sleep(worker.config.service.drain_s)
+    log.warning("the drain deadline has passed: what is held goes back", extra={"holds": len(worker.keeper)})
+    work.cancel()
+
+
+async def _beat(worker: Worker) -> None:
+    """Leaves a report every `heartbeat_s`; others see a worker whose reports stop as gone."""
+    period = worker.config.service.heartbeat_s
+    while True:
+        await worker.bus.beat(worker.name, worker.pulse.report().encode(), 5 * period)
+        await asyncio.sleep(period)
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The first cause in a tree of exception groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
