@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -59,9 +59,9 @@ class Pulse:
         self._state = "starting"
         self._open: dict[int, tuple[str, float]] = {}  # waits that have not ended yet
         self._next = 0
-        self._waiting: Counter[str] = Counter()
-        self._cpu: Counter[str] = Counter()
-        self._counters: Counter[str] = Counter()
+        self._waiting: dict[str, float] = defaultdict(float)
+        self._cpu: dict[str, float] = defaultdict(float)
+        self._counters: dict[str, float] = defaultdict(float)
         self._gauges: dict[str, Gauge] = {}
 
     @contextmanager
@@ -112,7 +112,7 @@ class Pulse:
         """A consistent copy."""
         now = time.monotonic()
         with self._lock:
-            waiting = Counter(self._waiting)
+            waiting = defaultdict(float, self._waiting)
             for cause, since in self._open.values():
                 waiting[cause] += now - since
             waits = [cause for cause, _ in self._open.values()]

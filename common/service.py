@@ -1,7 +1,7 @@
 """The life of one role's process: connect, beat, work, drain, release. The same for producers, scorers and the learner.
 
-SIGTERM or SIGINT sets `stopping`: the body leases nothing more and finishes what it holds; after `service.drain_s` it is cancelled. Whatever is
-held then goes back at once. A background task that fails ends the process.
+SIGTERM or SIGINT sets `stopping`: the body leases nothing more and finishes what it holds; after `service.drain_s` it is cancelled. What is held
+then goes back at once. A background task that fails ends the process.
 Exit codes: 0 done · 2 a user's mistake or superseded (starting again does not help) · 1 anything else.
 """
 
@@ -69,16 +69,19 @@ def run_service(role: str, body: Body, configure: Callable[[], RunConfig]) -> in
     logs.configure()
     try:
         asyncio.run(serve(role, configure(), body))
-    except* RefluxError as group:
-        first = _leaf(group)
-        print(f"reflux {role}: {first}", file=sys.stderr)  # noqa: T201 - the user's sentence
-        return EXIT_USER if isinstance(first, UserError | Superseded) else EXIT_FAILED
-    except* asyncio.CancelledError:
-        return EXIT_DONE
-    except* Exception as group:
-        traceback.print_exception(_leaf(group))
-        return EXIT_FAILED
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the process's outermost boundary
+        return _exit_code(role, _leaf(error))
     return EXIT_DONE
+
+
+def _exit_code(role: str, error: BaseException) -> int:
+    if isinstance(error, RefluxError):
+        print(f"reflux {role}: {error}", file=sys.stderr)  # noqa: T201 - the user's sentence
+        return EXIT_USER if isinstance(error, UserError | Superseded) else EXIT_FAILED
+    if isinstance(error, asyncio.CancelledError):
+        return EXIT_DONE
+    traceback.print_exception(error)
+    return EXIT_FAILED
 
 
 async def serve(role: str, config: RunConfig, body: Body) -> None:
