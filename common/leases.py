@@ -78,7 +78,7 @@ class LeaseKeeper:
 def quarantine_size(deliveries: int, full: int) -> int:
     """How many entries that were delivered `deliveries` times may be worked together: `full`, then an eighth, … down to 1.
 
-    A worker's death makes suspects of all it held; the innocent ones get through in small groups, and the guilty one ends up alone, where its
-    failures count.
+    A worker's death makes suspects of all it held; the innocent ones get through in small groups, and the guilty one ends up alone, where
+    its failures count.
     """
     return max(1, full >> 3 * max(0, deliveries - 1))

@@ -1,7 +1,7 @@
 """The life of one role's process: connect, beat, work, drain, release. The same for producers, scorers and the learner.
 
-SIGTERM or SIGINT sets `stopping`: the body leases nothing more and finishes what it holds; after `service.drain_s` it is cancelled. What is held
-then goes back at once. A background task that fails ends the process.
+SIGTERM or SIGINT sets `stopping`: the body leases nothing more and finishes what it holds; after `service.drain_s` it is cancelled. What is
+held then goes back at once. A background task that fails ends the process.
 Exit codes: 0 done · 2 a user's mistake or superseded (starting again does not help) · 1 anything else.
 """
 

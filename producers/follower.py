@@ -1,0 +1,65 @@
+"""The engine goes over to every weight version that the log announces, newest first; what it cannot read it reports and passes over.
+
+Consumes the weights log; waits for nothing else; unblocks the tickets that ask for a newer version. A late joiner catches up from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from common.bus.base import Bus
+from common.codec import decode
+from common.errors import WeightsError, WireError
+from common.messages import Version, WeightManifest
+from common.pulse import Pulse
+from common.weights.base import WeightStore
+from producers.engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+
+class WeightsFollower:
+    """Keeps one engine at the newest published version."""
+
+    def __init__(self, *, bus: Bus, store: WeightStore, engine: Engine, pulse: Pulse, poll_s: float) -> None:
+        self._bus = bus
+        self._store = store
+        self._engine = engine
+        self._pulse = pulse
+        self._poll_s = poll_s
+        self._changed = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Follows the log for ever."""
+        entry = "0"
+        while True:
+            news = await self._bus.weights_after(entry, self._poll_s)
+            if news:
+                entry = news[-1][0]
+                await self._go_over([payload for _, payload in reversed(news)])
+
+    async def reached(self, version: Version) -> None:
+        """Waits until the engine's weights are at least `version`."""
+        if self._engine.version >= version:
+            return
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._engine.version >= version)
+
+    async def _go_over(self, newest_first: list[bytes]) -> None:
+        for payload in newest_first:
+            try:
+                manifest = decode(payload, WeightManifest)
+                assert isinstance(manifest, WeightManifest)
+                if manifest.version <= self._engine.version:
+                    return
+                await self._engine.update_weights(manifest, await self._store.fetch(manifest))
+            except (WireError, WeightsError) as error:
+                log.warning("passes over a weight version", extra={"reason": str(error)})
+                self._pulse.add(weights_refused=1)
+                continue
+            self._pulse.add(weight_updates=1)
+            self._pulse.set(term=manifest.version.term, step=manifest.version.step)
+            async with self._changed:
+                self._changed.notify_all()
+            return

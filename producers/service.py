@@ -1,0 +1,177 @@
+"""A producer: lease a ticket → sample → hand off the rollout; evaluations first.
+
+Consumes `eval` and `tickets`; waits for weights of at least the ticket's `min_version`; produces `rollouts:<first teacher of the slip>` and
+`evaluated`. Every leased ticket is a task; finished ones are handed off together. A ticket that another worker had before is quarantined: it is
+sampled in a small group, then alone, and what keeps failing alone goes to the dead letters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from typing import ClassVar
+
+from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollouts
+from common.codec import decode, encode
+from common.errors import Rejected, WireError
+from common.leases import quarantine_size
+from common.messages import Evaluated, Rollout, ScoredRollout, Ticket
+from common.service import Worker
+from producers.engines.base import Engine
+from producers.follower import WeightsFollower
+from producers.judge import Judge
+
+log = logging.getLogger(__name__)
+
+Finished = tuple[Lease, Rollout]
+
+
+class Producer:
+    """Feeds one engine."""
+
+    _idle_share: ClassVar[float] = 0.5  # fewer sequences than this share of the slots: the producer starves
+
+    def __init__(self, *, worker: Worker, engine: Engine, follower: WeightsFollower, judge: Judge) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._follower = follower
+        self._judge = judge
+        self._slots = worker.config.producer.slots
+        self._finished: asyncio.Queue[Finished | Burial] = asyncio.Queue()
+        self._freed = asyncio.Event()
+        self._in_flight = 0
+
+    async def run(self) -> None:
+        """Serves until told to stop, then finishes what it holds."""
+        async with asyncio.TaskGroup() as background:
+            follow = background.create_task(self._follower.run(), name="weights follower")
+            hand_off = background.create_task(self._hand_off_finished(), name="hand-off")
+            async with asyncio.TaskGroup() as tickets:
+                await self._lease_until_stopped(tickets)
+            await self._finished.join()
+            follow.cancel()
+            hand_off.cancel()
+
+    async def _lease_until_stopped(self, tasks: asyncio.TaskGroup) -> None:
+        worker = self._worker
+        while not worker.stopping.is_set():
+            wanted = min(self._engine.wanted, self._slots - self._in_flight + self._slots // 4)
+            if wanted <= 0:
+                await self._until_freed()
+                continue
+            starving = self._in_flight < self._idle_share * self._slots
+            with worker.pulse.waiting("tickets") if starving else nullcontext():
+                leases = await worker.bus.lease((EVAL, TICKETS), wanted, worker.config.service.heartbeat_s)
+            worker.keeper.hold(leases)
+            self._start(tasks, [lease for lease in leases if lease.deliveries <= 1])
+            await self._quarantine([lease for lease in leases if lease.deliveries > 1])
+
+    async def _until_freed(self) -> None:
+        self._freed.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._freed.wait(), self._worker.config.service.heartbeat_s)
+
+    def _start(self, tasks: asyncio.TaskGroup, leases: Sequence[Lease]) -> list[asyncio.Task[None]]:
+        self._in_flight += len(leases)
+        return [tasks.create_task(self._sample(lease), name=f"seq {lease.seq}") for lease in leases]
+
+    async def _quarantine(self, suspects: list[Lease]) -> None:
+        """Samples suspects apart from everything else, the oftener delivered the smaller the group."""
+        if not suspects:
+            return
+        while self._in_flight:
+            await self._until_freed()
+        suspects.sort(key=lambda lease: lease.deliveries)
+        while suspects:
+            size = quarantine_size(suspects[-1].deliveries, self._slots)
+            group, suspects = suspects[-size:], suspects[:-size]
+            if size == 1 and await self._is_poison(group[0]):
+                continue
+            async with asyncio.TaskGroup() as tasks:
+                self._start(tasks, group)
+
+    async def _is_poison(self, lease: Lease) -> bool:
+        tries = await self._worker.bus.begin_alone(lease)
+        if tries < self._worker.config.learner.max_attempts:
+            return False
+        await self._worker.bus.bury([Burial(lease, f"poison: {tries} producers failed on it alone")])
+        self._worker.keeper.drop([lease])
+        return True
+
+    async def _sample(self, lease: Lease) -> None:
+        """One ticket: wait for its weights, sample, queue the outcome."""
+        try:
+            ticket = decode(lease.payload, Ticket)
+            assert isinstance(ticket, Ticket)
+            if self._engine.version < ticket.min_version:
+                with self._worker.pulse.waiting("weights"):
+                    await self._follower.reached(ticket.min_version)
+            if not self._worker.keeper.holds(lease):
+                return
+            completion = await self._engine.generate(ticket)
+            self._finished.put_nowait((lease, Rollout(ticket, completion)))
+        except (Rejected, WireError) as error:
+            self._finished.put_nowait(Burial(lease, str(error)))
+        finally:
+            self._in_flight -= 1
+            self._freed.set()
+
+    async def _hand_off_finished(self) -> None:
+        while True:
+            batch = [await self._finished.get()]
+            while not self._finished.empty():
+                batch.append(self._finished.get_nowait())
+            await self._hand_off([entry for entry in batch if not isinstance(entry, Burial)])
+            await self._bury([entry for entry in batch if isinstance(entry, Burial)])
+            for _ in batch:
+                self._finished.task_done()
+
+    async def _hand_off(self, finished: Sequence[Finished]) -> None:
+        if not finished:
+            return
+        worker = self._worker
+        judged = [(lease, rollout) for lease, rollout in finished if lease.topic == EVAL]
+        verdicts: list[Evaluated] = await self._judge.judge([rollout for _, rollout in judged]) if judged else []
+        with worker.pulse.cpu("codec"):
+            moves = [Move(lease, _next_topic(r), encode(ScoredRollout(r))) for lease, r in finished if lease.topic != EVAL]
+            moves += [Move(lease, EVALUATED, encode(verdict)) for (lease, _), verdict in zip(judged, verdicts, strict=True)]
+        outcomes = await worker.bus.hand_off(moves)
+        leases = [lease for lease, _ in finished]
+        worker.keeper.drop(leases)
+        worker.pulse.add(
+            samples=len(finished) - len(judged),
+            evaluated=len(judged),
+            tokens=sum(len(rollout.completion.response_ids) for _, rollout in finished),
+            refused=outcomes.count("refused"),
+        )
+
+    async def _bury(self, burials: Sequence[Burial]) -> None:
+        if burials:
+            log.warning("cannot sample", extra={"seqs": [b.lease.seq for b in burials], "reason": burials[0].reason})
+            await self._worker.bus.bury(burials)
+            self._worker.keeper.drop([burial.lease for burial in burials])
+
+
+def _next_topic(rollout: Rollout) -> str:
+    return rollouts(rollout.ticket.slip[0].teacher)
+
+
+async def produce(worker: Worker) -> None:
+    """The body of a producer's process."""
+    from common.weights import open_store
+    from producers.engines import open_engine
+
+    config = worker.config
+    worker.pulse.state("loads the student")
+    with worker.pulse.cpu("startup"):
+        engine = open_engine(config, worker.pulse)
+    follower = WeightsFollower(
+        bus=worker.bus, store=open_store(config), engine=engine, pulse=worker.pulse, poll_s=config.service.heartbeat_s
+    )
+    worker.pulse.state("samples")
+    try:
+        await Producer(worker=worker, engine=engine, follower=follower, judge=Judge(config)).run()
+    finally:
+        await engine.aclose()
