@@ -1,8 +1,8 @@
 """A producer: lease a ticket → sample → hand off the rollout; evaluations first.
 
 Consumes `eval` and `tickets`; waits for weights of at least the ticket's `min_version`; produces `rollouts:<first teacher of the slip>` and
-`evaluated`. Every leased ticket is a task; finished ones are handed off together. A ticket that another worker had before is quarantined: it is
-sampled in a small group, then alone, and what keeps failing alone goes to the dead letters.
+`evaluated`. Every leased ticket is a task; finished ones are handed off together. A ticket that another worker had before is quarantined:
+it is sampled in a small group, then alone, and what keeps failing alone goes to the dead letters.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ class Producer:
         try:
             ticket = decode(lease.payload, Ticket)
             assert isinstance(ticket, Ticket)
-            if self._engine.version < ticket.min_version:
-                with self._worker.pulse.waiting("weights"):
-                    await self._follower.reached(ticket.min_version)
+            if self._engine.version < ticket.min_version and not await self._weights_came(ticket):
+                return  # stopping: the lease goes back with the others
             if not self._worker.keeper.holds(lease):
                 return
             completion = await self._engine.generate(ticket)
@@ -117,6 +116,18 @@ class Producer:
         finally:
             self._in_flight -= 1
             self._freed.set()
+
+    async def _weights_came(self, ticket: Ticket) -> bool:
+        """Waits for the ticket's weights; False: told to stop before they came."""
+        with self._worker.pulse.waiting("weights"):
+            async with asyncio.TaskGroup() as tasks:
+                reached = tasks.create_task(self._follower.reached(ticket.min_version), name="weights")
+                stopping = tasks.create_task(self._worker.stopping.wait(), name="stopping")
+                await asyncio.wait((reached, stopping), return_when=asyncio.FIRST_COMPLETED)
+                came = reached.done()
+                reached.cancel()
+                stopping.cancel()
+        return came
 
     async def _hand_off_finished(self) -> None:
         while True:
