@@ -1,0 +1,89 @@
+"""A worker renews exactly what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from common.bus.base import Lease
+from common.errors import BusUnreachable
+from common.leases import LeaseKeeper, quarantine_size
+
+
+class FakeBus:
+    """Remembers what was renewed and released; `stolen` are someone else's by now."""
+
+    def __init__(self) -> None:
+        self.renewed: list[list[int]] = []
+        self.released: list[int] = []
+        self.stolen: set[int] = set()
+        self.away = False
+
+    async def renew(self, leases: Sequence[Lease]) -> list[Lease]:
+        self.renewed.append([lease.seq for lease in leases])
+        return [lease for lease in leases if lease.seq not in self.stolen]
+
+    async def release(self, leases: Sequence[Lease]) -> None:
+        if self.away:
+            raise BusUnreachable("gone")
+        self.released += [lease.seq for lease in leases]
+
+
+def _lease(seq: int) -> Lease:
+    return Lease("tickets", f"{seq}-0", seq, 0, b"", 1)
+
+
+def _keeper(bus: Any, **times: float) -> LeaseKeeper:
+    return LeaseKeeper(bus, **{"lease_s": 0.03, "work_deadline_s": 60.0, **times})
+
+
+async def _run_until(keeper: LeaseKeeper, condition: Any) -> None:
+    task = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+    task.cancel()
+
+
+async def test_only_held_leases_are_renewed() -> None:
+    bus = FakeBus()
+    keeper = _keeper(bus)
+    keeper.hold([_lease(1), _lease(2)])
+    keeper.drop([_lease(1)])
+    await _run_until(keeper, lambda: bus.renewed)
+    assert bus.renewed[0] == [2]
+
+
+async def test_a_stolen_lease_is_forgotten() -> None:
+    bus = FakeBus()
+    bus.stolen = {1}
+    keeper = _keeper(bus)
+    keeper.hold([_lease(1), _lease(2)])
+    await _run_until(keeper, lambda: not keeper.holds(_lease(1)))
+    assert keeper.holds(_lease(2))
+
+
+async def test_work_past_its_deadline_is_abandoned() -> None:
+    bus = FakeBus()
+    keeper = _keeper(bus, work_deadline_s=0.0)
+    keeper.hold([_lease(1)])
+    await _run_until(keeper, lambda: len(keeper) == 0)
+    assert bus.renewed == []
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_everything_goes_back_at_the_end(away: bool) -> None:
+    bus = FakeBus()
+    bus.away = away
+    keeper = _keeper(bus)
+    keeper.hold([_lease(1), _lease(2)])
+    await keeper.release_all()
+    assert sorted(bus.released) == ([] if away else [1, 2])
+    assert len(keeper) == 0
+
+
+def test_suspects_end_up_alone() -> None:
+    assert [quarantine_size(n, 128) for n in (1, 2, 3, 4, 9)] == [128, 16, 2, 1, 1]
