@@ -1,0 +1,103 @@
+"""What a Hugging Face config.json says of a decoder, checked against what this learner can train exactly.
+
+Guarantee: an `Architecture` is complete; whatever would change the logits and is not in it (rope scaling, sliding windows,
+other activations, quantisation) is refused with a ConfigError that says so, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+
+_FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+_Json = Mapping[str, Any]  # any JSON value
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A dense decoder: RMSNorm, rotary positions, grouped-query attention, gated SiLU."""
+
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    epsilon: float
+    rope_theta: float
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+
+
+def read_architecture(directory: Path) -> Architecture:
+    """Raise ConfigError when the directory holds no model that this learner can train."""
+    file = directory / "config.json"
+    try:
+        config: _Json = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} is no model directory: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from None
+    family = _family(config, directory)
+    _refuse_what_is_not_modelled(config, directory)
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    return Architecture(
+        family=family,
+        layers=int(config["num_hidden_layers"]),
+        hidden=hidden,
+        intermediate=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        vocabulary=int(config["vocab_size"]),
+        positions=int(config["max_position_embeddings"]),
+        epsilon=float(config["rms_norm_eps"]),
+        rope_theta=_rope_theta(config, directory),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+    )
+
+
+def _family(config: _Json, directory: Path) -> str:
+    names = config.get("architectures") or ["none"]
+    family = _FAMILIES.get(names[0])
+    if family is None:
+        raise ConfigError(f"{directory} holds {names[0]}; the learner trains {', '.join(_FAMILIES)}")
+    return family
+
+
+def _rope_theta(config: _Json, directory: Path) -> float:
+    """Base of the rotary frequencies, as transformers 5 (`rope_parameters`) or 4 (`rope_theta`) writes it."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind != "default":
+        raise ConfigError(f"{directory} uses rope scaling '{kind}'; the learner trains plain rotary positions only")
+    theta = parameters.get("rope_theta") or config.get("rope_theta")
+    if theta is None:
+        raise ConfigError(f"{directory}/config.json names no rope_theta: add it (Llama's own default is 10000.0)")
+    return float(theta)
+
+
+def _refuse_what_is_not_modelled(config: _Json, directory: Path) -> None:
+    refused = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "use_sliding_window": bool(config.get("use_sliding_window")),
+        "layer_types": any(kind != "full_attention" for kind in config.get("layer_types") or ()),
+        "quantization_config": bool(config.get("quantization_config")),
+        "partial_rotary_factor": float(config.get("partial_rotary_factor") or 1.0) != 1.0,
+    }
+    for key, wrong in refused.items():
+        if wrong:
+            raise ConfigError(f"{directory}: the learner cannot train a model with {key} = {config[key]}")

@@ -1,0 +1,82 @@
+"""A trainer's state on disk, through Megatron's dist_checkpointing.
+
+Guarantees: what `load_state` finds is model, optimizer (master weights, moments, step counts), random streams and the caller's
+own numbers as they were at `save_state`; files are fsynced when it returns; another number of data- or tensor-parallel
+ranks loads them too. The directory is complete when `metadata.json` is in it.
+
+Megatron's default writer starts a server process for each save, which costs seconds; torch's own writer makes the same files
+in this process.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as torch_save
+
+_State = dict[str, Any]  # Megatron's nested dictionaries
+
+
+def save_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOptimizer, numbers: dict[str, int]) -> None:
+    """Every rank calls it, with a directory that all ranks see; what an incomplete save left there is overwritten."""
+    if dist.get_rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    state = _state(student, optimizer, loading=False)
+    dist_checkpointing.save({**state, "numbers": numbers}, str(directory), _InThisProcess("torch_dist", 1))
+
+
+def load_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOptimizer) -> dict[str, int]:
+    """Every rank calls it; returns the caller's numbers."""
+    state = dist_checkpointing.load(_state(student, optimizer, loading=True), str(directory))
+    with torch.no_grad():
+        student.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    get_cuda_rng_tracker().set_states(state["random"]["parallel"])
+    numbers: dict[str, int] = state["numbers"]
+    return numbers
+
+
+def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _State:
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    model = student.sharded_state_dict(metadata=metadata)
+    return {
+        "model": model,
+        "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
+        "random": _random_state(),
+    }
+
+
+def _random_state() -> ShardedObject:
+    streams = {"cpu": torch.get_rng_state(), "parallel": get_cuda_rng_tracker().get_states()}
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    return ShardedObject("random", streams, (size,), (rank,), replica_id=parallel_state.get_data_parallel_rank())
+
+
+class _InThisProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    def save(self, sharded_state_dict: _State, checkpoint_dir: str) -> None:
+        keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        torch_save(
+            mcore_to_pyt_state_dict(keyed, is_loading=False),
+            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )

@@ -1,0 +1,108 @@
+"""The seam that lets Megatron-core run where there is no CUDA.
+
+Guarantees: where CUDA is available nothing happens. Elsewhere an import hook rewrites, while they are imported, the
+Megatron modules named in `_MODULES`, and only those: torch itself, and every other package, stay untouched. The hook has
+to be in place before Megatron is first imported; importing `learner.megatron` sees to that.
+
+What is rewritten, and why:
+- the device name "cuda" and `torch.cuda.current_device()`: scratch tensors (token counts, norms, loss scales, gradient
+  buffers, rotary frequencies) are created on a device that is spelled out;
+- "torch.cuda.FloatTensor" and its siblings: the optimizer and gradient clipping tell dtypes apart by the *name* of a
+  tensor's type, which carries the device;
+- `torch.cuda.synchronize()`: checkpointing and point-to-point code wait for a stream that does not exist;
+- `x.cuda()`: moves copies of tied embeddings to the device;
+- `torch.cuda.manual_seed`, `torch.cuda.get_rng_state` and the two functions in `_BODIES`: Megatron forks the device's
+  random stream for parallel dropout and replays it when it recomputes activations; here the CPU's stream is the device's.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+
+import torch
+
+_MODULES = frozenset(
+    f"megatron.core.{name}"
+    for name in (
+        "dist_checkpointing.exchange_utils",
+        "dist_checkpointing.strategies.fully_parallel",
+        "distributed.param_and_grad_buffer",
+        "models.common.embeddings.rotary_pos_embedding",
+        "models.common.language_module.language_module",
+        "optimizer.clip_grads",
+        "optimizer.distrib_optimizer",
+        "optimizer.optimizer",
+        "pipeline_parallel.p2p_communication",
+        "pipeline_parallel.schedules",
+        "tensor_parallel.layers",
+        "tensor_parallel.mappings",
+        "tensor_parallel.random",
+        "utils",
+    )
+)
+_LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
+_CALLS = {"torch.cuda.current_device": "'cpu'", "torch.cuda.synchronize": "None"}
+_CALLEES = {"torch.cuda.manual_seed": "torch.manual_seed", "torch.cuda.get_rng_state": "torch.get_rng_state"}
+_BODIES = {
+    "_get_cuda_rng_state": "return torch.get_rng_state()",
+    "_set_cuda_rng_state": "torch.set_rng_state(new_state)",
+}
+
+
+def install_import_hook() -> None:
+    """Make Megatron importable without CUDA; repeated calls change nothing."""
+    if torch.cuda.is_available() or any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    assert not _MODULES & sys.modules.keys(), "Megatron was imported before learner.megatron"
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname not in _MODULES:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the rewritten source, past the bytecode cache: that one belongs to machines with CUDA."""
+        path = self.get_filename(fullname)
+        tree = _Rewrite().visit(ast.parse(self.get_data(path), path))
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+
+class _Rewrite(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        if isinstance(node.value, str) and node.value in _LITERALS:
+            return ast.copy_location(ast.Constant(_LITERALS[node.value]), node)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        if node.name in _BODIES:
+            node.body = ast.parse(f"def f():\n    {_BODIES[node.name]}").body[0].body  # type: ignore[attr-defined]
+        self.generic_visit(node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        callee = ast.unparse(node.func)
+        if callee in _CALLS:
+            return ast.copy_location(_expression(_CALLS[callee]), node)
+        if callee in _CALLEES:
+            node.func = ast.copy_location(_expression(_CALLEES[callee]), node.func)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+            node.func.attr = "cpu"
+        return node
+
+
+def _expression(source: str) -> ast.expr:
+    return ast.parse(source, mode="eval").body

@@ -1,0 +1,47 @@
+"""Process groups of this rank: torch.distributed, and Megatron's division of it.
+
+Guarantees: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, as torchrun sets them, decide who takes part; without
+them this process is a group of its own, which opens no port. Gloo where there is no CUDA, NCCL where there is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore
+
+from common.errors import ConfigError
+
+
+def device() -> torch.device:
+    """The device this rank computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start(*, tensor_parallel: int, seed: int, timeout_s: float) -> None:
+    """Join the group and divide it; a group that an earlier trainer of this process left behind is an error."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % tensor_parallel:
+        raise ConfigError(f"{size} learner ranks cannot be divided into groups of {tensor_parallel} (tensor parallel)")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    timeout = dt.timedelta(seconds=timeout_s)
+    if size > 1:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def stop() -> None:
+    """Leave the group; a process that exits without it aborts in gloo's destructor."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,100 @@
+"""Hugging Face tensors <-> Megatron tensors, in both directions, for any tensor-parallel size.
+
+Guarantee: `join(rule, shards)` undoes `split(rule, ...)` bit for bit: both only move bytes. The table is the whole mapping;
+no position of a rotary dimension moves, because Megatron without interleaving rotates halves as Hugging Face does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from learner.megatron.architecture import Architecture
+
+
+class Layout(Enum):
+    """How one Megatron tensor is made of Hugging Face tensors and divided over tensor-parallel ranks."""
+
+    REPLICATED = "the same on every rank"
+    ROWS = "divided along dimension 0"
+    COLUMNS = "divided along dimension 1"
+    QKV = "per group of query heads: its queries, its key, its value; groups divided along dimension 0"
+    GATE_UP = "each rank's part of the gate, then its part of the up projection"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One Megatron parameter and the Hugging Face tensors it is made of."""
+
+    megatron: str
+    hugging_face: tuple[str, ...]
+    layout: Layout
+
+
+def rules(architecture: Architecture, *, fused_norms: bool) -> Iterator[Rule]:
+    """Every parameter of the model; `fused_norms` names them as Transformer Engine's fused layers do."""
+    yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.ROWS)
+    for index in range(architecture.layers):
+        yield from _layer_rules(architecture, index, fused_norms=fused_norms)
+    yield Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Layout.REPLICATED)
+    if not architecture.tied:
+        yield Rule("output_layer.weight", ("lm_head.weight",), Layout.ROWS)
+
+
+def _layer_rules(architecture: Architecture, index: int, *, fused_norms: bool) -> Iterator[Rule]:
+    ours, theirs = f"decoder.layers.{index}", f"model.layers.{index}"
+    attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
+    input_norm = f"{attention}.linear_qkv.layer_norm_weight" if fused_norms else f"{ours}.input_layernorm.weight"
+    mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms else f"{ours}.pre_mlp_layernorm.weight"
+    yield Rule(input_norm, (f"{theirs}.input_layernorm.weight",), Layout.REPLICATED)
+    for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
+        qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
+        yield Rule(f"{attention}.linear_qkv.{kind}", qkv, Layout.QKV)
+    for name in "qk" if architecture.qk_norm else "":
+        norm = (f"{theirs}.self_attn.{name}_norm.weight",)
+        yield Rule(f"{attention}.{name}_layernorm.weight", norm, Layout.REPLICATED)
+    yield Rule(f"{attention}.linear_proj.weight", (f"{theirs}.self_attn.o_proj.weight",), Layout.COLUMNS)
+    yield Rule(mlp_norm, (f"{theirs}.post_attention_layernorm.weight",), Layout.REPLICATED)
+    gate_up = (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight")
+    yield Rule(f"{mlp}.linear_fc1.weight", gate_up, Layout.GATE_UP)
+    yield Rule(f"{mlp}.linear_fc2.weight", (f"{theirs}.mlp.down_proj.weight",), Layout.COLUMNS)
+
+
+def split(rule: Rule, parts: Sequence[torch.Tensor], architecture: Architecture, *, rank: int, size: int) -> torch.Tensor:
+    """The share of tensor-parallel `rank` of `size`; `parts` are the rule's Hugging Face tensors in order."""
+    match rule.layout:
+        case Layout.REPLICATED:
+            return parts[0]
+        case Layout.ROWS:
+            return parts[0].chunk(size, 0)[rank]
+        case Layout.COLUMNS:
+            return parts[0].chunk(size, 1)[rank]
+        case Layout.GATE_UP:
+            return torch.cat([part.chunk(size, 0)[rank] for part in parts])
+        case Layout.QKV:
+            groups = [part.reshape(architecture.kv_heads, -1, *part.shape[1:]) for part in parts]
+            return torch.cat(groups, 1).chunk(size, 0)[rank].flatten(0, 1)
+
+
+def join(rule: Rule, shards: Sequence[torch.Tensor], architecture: Architecture) -> Mapping[str, torch.Tensor]:
+    """The rule's Hugging Face tensors from the shards of all tensor-parallel ranks, in rank order."""
+    match rule.layout:
+        case Layout.REPLICATED:
+            parts = [shards[0]]
+        case Layout.ROWS | Layout.COLUMNS:
+            parts = [shards[0] if len(shards) == 1 else torch.cat(list(shards), int(rule.layout is Layout.COLUMNS))]
+        case Layout.GATE_UP:
+            halves = [shard.chunk(2, 0) for shard in shards]
+            parts = [torch.cat([half[side] for half in halves]) for side in (0, 1)]
+        case Layout.QKV:
+            parts = _ungroup(torch.cat(list(shards)), architecture)
+    return dict(zip(rule.hugging_face, parts, strict=True))
+
+
+def _ungroup(qkv: torch.Tensor, architecture: Architecture) -> list[torch.Tensor]:
+    queries = architecture.heads // architecture.kv_heads * architecture.head_dim
+    grouped = qkv.reshape(architecture.kv_heads, -1, *qkv.shape[1:])
+    return [part.flatten(0, 1) for part in torch.split(grouped, [queries, architecture.head_dim, architecture.head_dim], 1)]

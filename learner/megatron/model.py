@@ -1,0 +1,117 @@
+"""The student as a Megatron model that ends at its hidden states.
+
+Guarantee: the same parameters and hidden states as the Hugging Face model of the same architecture. The output layer is a
+weight, not a call: log-probabilities are taken from it in chunks (logprobs.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from common.errors import ConfigError
+from learner.megatron.architecture import Architecture
+from learner.megatron.attention import PaddedAttention
+from learner.megatron.microbatch import MicroBatch
+from learner.megatron.norm import RMSNorm
+
+
+def has_transformer_engine() -> bool:
+    """Whether layers come from Transformer Engine; it needs CUDA."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+class Student(GPTModel):  # type: ignore[misc]
+    """GPTModel whose forward returns hidden states [N, H] after the final norm."""
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return hidden_states.squeeze(1)
+
+    def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
+        """Hidden states of all packed tokens, [N, H]."""
+        hidden_NH: torch.Tensor = self(input_ids=batch.input_ids_1N, position_ids=None, attention_mask=None, packed_seq_params=batch.packed)
+        return hidden_NH
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """This rank's rows of the output layer, [V/tp, H]; the embedding when tied."""
+        tied: bool = self.share_embeddings_and_output_weights
+        weight: torch.Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return weight
+
+
+def build_student(
+    architecture: Architecture, *, dtype: torch.dtype, tensor_parallel: int, recompute: bool
+) -> tuple[Student, TransformerConfig]:
+    """An uninitialised student for this rank; ConfigError where the sizes cannot be divided."""
+    for name, count in (("key/value heads", architecture.kv_heads), ("vocabulary entries", architecture.vocabulary)):
+        if count % tensor_parallel:
+            raise ConfigError(f"{count} {name} cannot be divided over {tensor_parallel} tensor-parallel ranks")
+    config = _configuration(architecture, dtype, tensor_parallel, recompute=recompute)
+    engine = has_transformer_engine()
+    student = Student(
+        config=config,
+        transformer_layer_spec=_engine_layers(architecture) if engine else _local_layers(architecture),
+        vocab_size=architecture.vocabulary,
+        max_sequence_length=architecture.positions,
+        share_embeddings_and_output_weights=architecture.tied,
+        position_embedding_type="rope" if engine else "none",  # PaddedAttention rotates by itself
+        rotary_base=architecture.rope_theta,
+    )
+    return student, config
+
+
+def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parallel: int, *, recompute: bool) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=architecture.layers,
+        hidden_size=architecture.hidden,
+        ffn_hidden_size=architecture.intermediate,
+        num_attention_heads=architecture.heads,
+        num_query_groups=architecture.kv_heads,
+        kv_channels=architecture.head_dim,
+        layernorm_epsilon=architecture.epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=architecture.qkv_bias,
+        qk_layernorm=architecture.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tensor_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,
+        calculate_per_token_loss=True,
+        apply_rope_fusion=has_transformer_engine(),
+        **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if recompute else {}),
+    )
+
+
+def _engine_layers(architecture: Architecture) -> ModuleSpec:
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
+
+
+def _local_layers(architecture: Architecture) -> TransformerBlockSubmodules:
+    layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+    parts: TransformerLayerSubmodules = layer.submodules
+    attention: Any = parts.self_attention.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = PaddedAttention
+    if architecture.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * architecture.layers, layer_norm=RMSNorm)

@@ -1,0 +1,254 @@
+"""One optimizer step after another on a Megatron student.
+
+Guarantees: every rank calls the same methods in the same order, each with its own share of the batch; the loss and its
+gradient are the exact mean over all trained tokens of all ranks and micro-batches, however unequal or empty; a loss or
+gradient norm that is not finite stops the trainer before (loss) or at (norm) the update, never silently.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from learner.megatron import distributed
+from learner.megatron.adamw import use_group_step_adamw
+from learner.megatron.architecture import Architecture, read_architecture
+from learner.megatron.checkpoint import load_state, save_state
+from learner.megatron.microbatch import MicroBatch, Packer
+from learner.megatron.model import Student, build_student, has_transformer_engine
+from learner.megatron.objective import Objective, Sums
+from learner.megatron.packing import within_budget
+from learner.megatron.weights import export_weights, load_weights
+from learner.training import Batch, LossFunction, StepStats, TrainerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a trainer is put together from."""
+
+    architecture: Architecture
+    student: Student
+    wrapped: DistributedDataParallel
+    optimizer: MegatronOptimizer
+
+
+class MegatronTrainer:
+    """Owns the student, its optimizer and this rank's place in the process group. `build` makes one."""
+
+    def __init__(self, settings: TrainerSettings, parts: _Parts) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._packer = Packer(parts.architecture, dtype=_dtype(settings), device=distributed.device())
+        self._run = get_forward_backward_func()
+        self.steps = 0
+        """Optimizer steps done, as saved and loaded with the state."""
+
+    @classmethod
+    def build(cls, settings: TrainerSettings) -> MegatronTrainer:
+        """Join the process group, build the student and fill it from its directory."""
+        architecture = read_architecture(settings.student)
+        torch.set_num_threads(settings.threads)
+        distributed.start(tensor_parallel=settings.tensor_parallel, seed=settings.seed, timeout_s=settings.timeout_s)
+        try:
+            return cls(settings, _assemble(settings, architecture))
+        except BaseException:
+            distributed.stop()
+            raise
+
+    @property
+    def data_parallel(self) -> tuple[int, int]:
+        """(rank, size): which share of the global batch `step` expects here."""
+        return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+    def step(self, batch: Batch, loss: LossFunction, lr: float) -> StepStats:
+        """Train on this rank's share of a global batch; ArithmeticError when the loss or gradient is not finite."""
+        began = time.perf_counter()
+        groups = within_budget([sample.length for sample in batch], self._settings.token_budget)
+        count = _agreed_maximum(len(groups))
+        groups += [[] for _ in range(count - len(groups))]
+        objective = Objective(loss, parallel_state.get_tensor_model_parallel_group())
+        sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective)
+        totals = _over_ranks(
+            _totals(sums)
+            | {
+                "samples": len(batch),
+                "tokens": sum(sample.trained for sample in batch),
+                "processed": sum(sample.length for sample in batch),
+            }
+        )
+        _refuse_unless_finite("loss", totals.get("loss", 0.0), self.steps)
+        grad_norm = self._update(lr)
+        _refuse_unless_finite("gradient norm", grad_norm, self.steps)
+        self.steps += 1
+        return _stats(totals, self.steps, grad_norm, lr, count, time.perf_counter() - began)
+
+    def export(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The student as Hugging Face tensors on the CPU of global rank 0; empty dict elsewhere."""
+        if self.data_parallel[0]:
+            return {}
+        return export_weights(
+            self._parts.student,
+            self._parts.architecture,
+            group=parallel_state.get_tensor_model_parallel_group(),
+            fused_norms=has_transformer_engine(),
+            dtype=dtype,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write model, optimizer, random streams and step count; durable when it returns."""
+        save_state(directory, self._parts.student, self._parts.optimizer, {"steps": self.steps})
+
+    def load(self, directory: Path) -> None:
+        """Continue exactly where the trainer that saved stood."""
+        self.steps = load_state(directory, self._parts.student, self._parts.optimizer)["steps"]
+
+    def close(self) -> None:
+        """Leave the process group."""
+        distributed.stop()
+
+    def _gradients(self, batches: Iterator[MicroBatch], count: int, objective: Objective) -> list[Sums]:
+        """Forward and backward over all micro-batches; gradients are divided by the global number of tokens."""
+        student = self._parts.student
+
+        def forward(source: Iterator[MicroBatch], _: Any) -> tuple[torch.Tensor, Any]:
+            batch = next(source)
+            return student.hidden_states(batch), partial(objective, batch, weight_VH=student.output_weight)
+
+        self._parts.wrapped.zero_grad_buffer()
+        sums: list[Sums] = self._run(
+            forward_step_func=forward,
+            data_iterator=batches,
+            model=[self._parts.wrapped],
+            num_microbatches=count,
+            seq_length=1,  # the micro-batches know their lengths; without a pipeline nobody asks
+            micro_batch_size=1,
+        )
+        return sums
+
+    def _update(self, lr: float) -> float:
+        for group in self._parts.optimizer.param_groups:
+            group["lr"] = lr
+        _, grad_norm, _ = self._parts.optimizer.step()
+        return float(grad_norm)
+
+
+def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
+    student, config = build_student(
+        architecture,
+        dtype=_dtype(settings),
+        tensor_parallel=settings.tensor_parallel,
+        recompute=settings.recompute,
+    )
+    student.to(distributed.device())
+    load_weights(
+        student,
+        settings.student,
+        architecture,
+        group=parallel_state.get_tensor_model_parallel_group(),
+        fused_norms=has_transformer_engine(),
+    )
+    student.train()
+    wrapped = DistributedDataParallel(
+        config=config,
+        ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+        module=student,
+    )
+    return _Parts(architecture, student, wrapped, _optimizer(settings, config, wrapped))
+
+
+def _optimizer(settings: TrainerSettings, config: TransformerConfig, wrapped: DistributedDataParallel) -> MegatronOptimizer:
+    use_group_step_adamw()
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=0.0,  # every step brings its own
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
+            adam_eps=settings.eps,
+            clip_grad=settings.max_grad_norm or math.inf,
+            bf16=settings.dtype == "bfloat16",
+            params_dtype=_dtype(settings),
+            use_distributed_optimizer=True,
+        ),
+        [wrapped],
+    )
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    config.no_sync_func = wrapped.no_sync
+    return optimizer
+
+
+def _dtype(settings: TrainerSettings) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+
+
+def _agreed_maximum(count: int) -> int:
+    """The largest count of any data-parallel rank, at least one: all ranks run as many micro-batches."""
+    group = parallel_state.get_data_parallel_group()
+    if group.size() == 1:
+        return max(1, count)
+    agreed = torch.tensor([max(1, count)], dtype=torch.int64, device=distributed.device())
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=group)
+    return int(agreed.item())
+
+
+def _totals(sums: list[Sums]) -> dict[str, float]:
+    """Add the micro-batches up, with one copy from the device."""
+    named = [(name, value) for micro_batch in sums for name, value in micro_batch.items()]
+    totals: dict[str, float] = {}
+    values = torch.stack([value for _, value in named]).tolist() if named else []
+    for (name, _), value in zip(named, values, strict=True):
+        totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+def _over_ranks(totals: dict[str, float]) -> dict[str, float]:
+    """Add the data-parallel ranks up, in rank order, so that all ranks find the same sums."""
+    group = parallel_state.get_data_parallel_group()
+    if group.size() == 1:
+        return totals
+    everyone: list[dict[str, float]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(everyone, totals, group=group)
+    names = sorted({name for rank in everyone for name in rank})
+    return {name: sum(rank.get(name, 0.0) for rank in everyone) for name in names}
+
+
+def _refuse_unless_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise ArithmeticError(f"the {what} of step {step} is {value}: resume from the last checkpoint with a lower rate")
+
+
+def _stats(totals: dict[str, float], step: int, grad_norm: float, lr: float, micro_batches: int, seconds: float) -> StepStats:
+    tokens = max(1.0, totals["tokens"])
+    by_kind: dict[str, dict[str, float]] = {"metric": {}, "kl": {}, "tokens": {}}
+    for name, value in totals.items():
+        kind, _, subject = name.partition(":")
+        if subject:
+            by_kind[kind][subject] = value
+    return StepStats(
+        step=step,
+        loss=totals.get("loss", 0.0) / tokens,
+        grad_norm=grad_norm,
+        lr=lr,
+        samples=int(totals["samples"]),
+        tokens=int(totals["tokens"]),
+        processed=int(totals["processed"]),
+        micro_batches=micro_batches,
+        metrics={name: value / tokens for name, value in by_kind["metric"].items()},
+        kl_by_teacher={name: value / by_kind["tokens"][name] for name, value in by_kind["kl"].items()},
+        seconds=seconds,
+    )

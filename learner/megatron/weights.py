@@ -1,0 +1,90 @@
+"""Model files in, model tensors out.
+
+Guarantees: every parameter is filled from a Hugging Face safetensors file or `load_weights` fails; every tensor of the file
+is used or it fails; what `export_weights` returns has the names, shapes and (at the same dtype) the bits of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+
+from common.errors import ConfigError
+from learner.megatron.architecture import Architecture
+from learner.megatron.mapping import Rule, join, rules, split
+
+
+def load_weights(
+    model: torch.nn.Module, directory: Path, architecture: Architecture, *, group: dist.ProcessGroup, fused_norms: bool
+) -> None:
+    """Copy this tensor-parallel rank's share of the files into the parameters, in the parameters' own dtype."""
+    parameters = dict(model.named_parameters())
+    table = list(rules(architecture, fused_norms=fused_norms))
+    assert {rule.megatron for rule in table} == parameters.keys(), "the mapping does not cover the model"
+    with _open(directory) as tensors, torch.no_grad():
+        _compare_names(table, tensors.keys(), architecture, directory)
+        for rule in table:
+            parts = [tensors[name].get_tensor(name) for name in rule.hugging_face]
+            share = split(rule, parts, architecture, rank=group.rank(), size=group.size())
+            if share.shape != parameters[rule.megatron].shape:
+                raise ConfigError(f"{directory}: the shape of {rule.hugging_face[0]} disagrees with config.json")
+            parameters[rule.megatron].copy_(share)
+
+
+def export_weights(
+    model: torch.nn.Module,
+    architecture: Architecture,
+    *,
+    group: dist.ProcessGroup,
+    fused_norms: bool,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
+    """Hugging Face tensors on the CPU, gathered on the group's first rank; the others get an empty dict."""
+    parameters = dict(model.named_parameters())
+    exported: dict[str, torch.Tensor] = {}
+    for rule in rules(architecture, fused_norms=fused_norms):
+        shards = _gather(parameters[rule.megatron].detach().to(dtype), group)
+        for name, tensor in join(rule, shards, architecture).items() if shards else ():
+            exported[name] = tensor.to("cpu", memory_format=torch.contiguous_format, copy=True)
+    return exported
+
+
+def _gather(shard: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    if group.size() == 1:
+        return [shard]
+    shards = [torch.empty_like(shard) for _ in range(group.size())] if group.rank() == 0 else None
+    dist.gather(shard, shards, group=group, group_dst=0)
+    return shards or []
+
+
+def _compare_names(table: list[Rule], found: Any, architecture: Architecture, directory: Path) -> None:
+    wanted = {name for rule in table for name in rule.hugging_face}
+    unused = {name for name in found - wanted if not name.endswith(".rotary_emb.inv_freq")}
+    if architecture.tied:
+        unused.discard("lm_head.weight")  # some tools write the tied copy out
+    for problem, names in (("lacks", wanted - found), ("has the unknown tensor", unused)):
+        if names:
+            raise ConfigError(f"{directory} {problem} {min(names)}: its files do not belong to its config.json")
+
+
+@contextmanager
+def _open(directory: Path) -> Iterator[Mapping[str, Any]]:  # safetensors' handles have no public type
+    """Map each tensor name to the open file that holds it."""
+    index = directory / "model.safetensors.index.json"
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
+    names = sorted(set(shards)) or ["model.safetensors"]
+    with ExitStack() as stack:
+        handles: dict[str, Any] = {}
+        for name in names:
+            if not (directory / name).is_file():
+                raise ConfigError(f"{directory} holds no {name}: save the model as safetensors")
+            handle = stack.enter_context(safe_open(directory / name, framework="pt"))
+            handles |= dict.fromkeys(handle.keys(), handle)
+        yield handles
