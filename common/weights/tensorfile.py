@@ -1,0 +1,113 @@
+"""Safetensors files, written from and checked as raw bytes: no torch, no copy of the tensors, one pass to write and hash.
+
+The format (huggingface.co/docs/safetensors): u64 length of the header | JSON header {name: {dtype, shape, data_offsets}}, padded with
+spaces to 8 bytes | the tensors' bytes without gaps. The raw-bytes functions of the safetensors package changed their signature between
+0.7 and 0.8, hence the twenty lines here; the tests read the result with that package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO  # Any: the header's values are only known after they are checked
+
+from common.errors import WeightsError
+from common.messages import WeightFile
+from common.weights.base import RawTensor
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+_MAX_HEADER = 100 << 20
+_PIECE = 1 << 20
+
+
+def write_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> tuple[WeightFile, dict[str, str]]:
+    """Writes a file of `tensors`, not synced yet; returns it with the digest of each tensor. Raises OSError, WeightsError."""
+    buffers = {name: _flat(name, tensors[name]) for name in sorted(tensors, key=lambda name: (-_bits(tensors[name]), name))}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, buffer in buffers.items():
+        start, end = end, end + len(buffer)
+        entries[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    prefix = len(header).to_bytes(8, "little") + header
+    whole = hashlib.sha256(prefix)
+    digests: dict[str, str] = {}
+    with path.open("xb", buffering=1 << 20) as file:
+        file.write(prefix)
+        for name, buffer in buffers.items():
+            file.write(buffer)
+            whole.update(buffer)
+            digests[name] = hashlib.sha256(buffer).hexdigest()
+    return WeightFile(path.name, len(prefix) + end, whole.hexdigest()), digests
+
+
+def check_tensors(file: BinaryIO, expected: WeightFile) -> dict[str, str]:
+    """Digests of the tensors in `file`, read once; its size and sha256 must be `expected`'s. Raises OSError, WeightsError.
+
+    Read in pieces, not mapped: a file that is truncated or deleted elsewhere while it is mapped would kill the process.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size != expected.bytes:
+        raise WeightsError(f"{expected.name} has {size} bytes where its manifest says {expected.bytes}")
+    whole = hashlib.sha256()
+    length = int.from_bytes(_read(file, 8, expected.name, whole), "little")
+    if length > min(_MAX_HEADER, size - 8):
+        raise WeightsError(f"{expected.name} is no safetensors file: a header of {length} bytes does not fit")
+    places = _places(_read(file, length, expected.name, whole), size - 8 - length, expected.name)
+    digests = {}
+    for name, count in places.items():
+        digest = hashlib.sha256()
+        for at in range(0, count, _PIECE):
+            digest.update(_read(file, min(_PIECE, count - at), expected.name, whole))
+        digests[name] = digest.hexdigest()
+    if whole.hexdigest() != expected.sha256:
+        raise WeightsError(f"{expected.name} does not have the sha256 of its manifest: the file is damaged")
+    return digests
+
+
+def _read(file: BinaryIO, count: int, name: str, whole: Hash) -> bytes:
+    piece = file.read(count)
+    if len(piece) != count:
+        raise WeightsError(f"{name} ends too early: the file is damaged")
+    whole.update(piece)
+    return piece
+
+
+def _places(header: bytes, room: int, name: str) -> dict[str, int]:
+    """How many bytes each tensor has, in the order in which they lie; together they must fill the `room` behind the header."""
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        offsets = sorted((*entry["data_offsets"], key) for key, entry in entries.items())
+        ends = [0, *(end for _, end, _ in offsets)]
+        filled = ends[-1] == room and all(
+            start == at <= end and type(end) is int for (start, end, _), at in zip(offsets, ends, strict=False)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{name} is no safetensors file: {error!r} in its header") from None
+    if not filled:
+        raise WeightsError(f"{name} is no safetensors file: its tensors do not fill it without gaps")
+    return {key: end - start for start, end, key in offsets}
+
+
+def _flat(name: str, tensor: RawTensor) -> memoryview:
+    view = memoryview(tensor.buffer)
+    expected = math.prod(tensor.shape) * _bits(tensor) // 8
+    if view.nbytes != expected:
+        raise WeightsError(f"{name} has {view.nbytes} bytes where {tensor.dtype} {list(tensor.shape)} needs {expected}")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _bits(tensor: RawTensor) -> int:
+    if tensor.dtype not in _BITS:
+        raise WeightsError(f"{tensor.dtype!r} is no dtype of safetensors: known are {', '.join(_BITS)}")
+    return _BITS[tensor.dtype]
