@@ -25,7 +25,8 @@ def chosen_logprobs(
 ) -> torch.Tensor:
     """log p(ids_NM) as float32 [N, M]; ids_NM are global ids (int64). Every rank of `group` gets the same result."""
     rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
-    logp_NM: torch.Tensor = _ChosenLogprobs.apply(hidden_NH, weight_VH, ids_NM, group if size > 1 else None, rank * weight_VH.shape[0])
+    parallel, first_id = group if size > 1 else None, rank * weight_VH.shape[0]
+    logp_NM: torch.Tensor = _Chosen.apply(hidden_NH, weight_VH, ids_NM, parallel, first_id)  # type: ignore[no-untyped-call]
     return logp_NM
 
 
