@@ -5,12 +5,10 @@ Guarantee: whoever imports anything below this package gets a Megatron that runs
 
 from __future__ import annotations
 
-import warnings
-
 from learner.megatron.cpu import install_import_hook
+from learner.megatron.quiet import quiet
 
 install_import_hook()
-with warnings.catch_warnings():  # without Transformer Engine and Apex, each module that could use them says so
-    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex)", category=UserWarning)
-    import megatron.core.models.gpt
+with quiet():
+    import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer  # noqa: F401

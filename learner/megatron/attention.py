@@ -3,10 +3,10 @@
 Guarantees: a token attends to its own sequence only, from position 0 of that sequence; the indices and rotary tables are
 made once per micro-batch, not per layer; pad slots neither influence real tokens nor receive gradients.
 
-The packed rows are laid out as a right-padded batch for one call of torch's fused attention. With sequences sorted by length
-little is padded, and one call for all beats a call per sequence by far.
+Sequences of similar length are laid out as a right-padded batch for one call of torch's fused attention: one call for many
+short sequences beats a call for each by far, and one for all would spend its time on pads.
 
-Shapes: N packed tokens, B sequences of at most S tokens, A attention heads, D head dimension.
+Shapes: N packed tokens, B sequences of at most S tokens in a block, A attention heads, D head dimension.
 """
 
 # ruff: noqa: N815 - tensor names carry shape letters
@@ -24,13 +24,21 @@ from torch.autograd import Function
 from learner.megatron.rows import spread_rows, take_rows
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive sequences of similar length, right-padded to the longest of them."""
+
+    batch: int  # B
+    tokens: int  # n, the block's share of the N packed tokens
+    token_BS: torch.Tensor  # [B*S] token of each slot, counted within the block; any token for pads
+    slot_n: torch.Tensor  # slot of each token
+
+
 @dataclass
 class PackedSequences(PackedSeqParams):  # type: ignore[misc]
     """Megatron's description of packed sequences, and what `PaddedAttention` needs beyond it."""
 
-    batch: int = field(kw_only=True)  # B
-    slot_N: torch.Tensor = field(kw_only=True)  # slot of each token in the padded batch, B*S
-    token_BS: torch.Tensor = field(kw_only=True)  # token of each slot; any token for pads
+    blocks: tuple[Block, ...] = field(kw_only=True)
     cos_N: torch.Tensor = field(kw_only=True)  # [N, 1, D/2]
     sin_N: torch.Tensor = field(kw_only=True)
 
@@ -50,19 +58,24 @@ class PaddedAttention(MegatronModule):  # type: ignore[misc]
         """query [N, A, D], key and value [N, A/groups, D] -> [N, A*D]."""
         packed: PackedSequences = kwargs["packed_seq_params"]
         query, key = (_rotated(x, packed) for x in (query, key))
-        query, key, value = (_pad(x, packed) for x in (query, key, value))
-        grouped = query.shape[1] != key.shape[1]
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-        return take_rows(out.transpose(1, 2).flatten(2).flatten(0, 1), packed.slot_N)
+        sizes = [block.tokens for block in packed.blocks]
+        parts = zip(packed.blocks, *(torch.split(x, sizes) for x in (query, key, value)), strict=True)
+        attended = [_attend(block, *qkv) for block, *qkv in parts]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def sharded_state_dict(self, *_: object, **__: object) -> dict[str, object]:
         """Attention itself has no parameters."""
         return {}
 
 
-def _pad(x: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
-    """[N, heads, D] -> [B, heads, S, D]. Pads follow every real token, so causal attention leaves them without gradient."""
-    return spread_rows(x, packed.token_BS, packed.slot_N).view(packed.batch, -1, *x.shape[1:]).transpose(1, 2)
+def _attend(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[n, A, D], [n, A/groups, D] twice -> [n, A*D]. Pads follow every real token: causality leaves them without gradient."""
+    query, key, value = (
+        spread_rows(x, block.token_BS, block.slot_n).view(block.batch, -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
+    )
+    grouped = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    return take_rows(out.transpose(1, 2).flatten(2).flatten(0, 1), block.slot_n)
 
 
 def _rotated(x: torch.Tensor, packed: PackedSequences) -> torch.Tensor:

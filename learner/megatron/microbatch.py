@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from learner.megatron.architecture import Architecture
-from learner.megatron.attention import PackedSequences
+from learner.megatron.attention import Block, PackedSequences
+from learner.megatron.packing import alike
 from learner.training import TeacherTargets, TrainingSample
 
 _Array = npt.NDArray[Any]
@@ -101,14 +102,11 @@ class Packer:
         )
 
     def _sequences(self, lengths: list[int]) -> PackedSequences:
-        longest, length_B = max(lengths), np.asarray(lengths)
+        length_B = np.asarray(lengths)
         ends_B = np.cumsum(length_B)
-        starts_B = ends_B - length_B
-        position_N = np.arange(ends_B[-1]) - np.repeat(starts_B, length_B)
-        slot_N = np.repeat(np.arange(len(lengths)) * longest, length_B) + position_N
-        token_BS = starts_B[:, None] + np.minimum(np.arange(longest), length_B[:, None] - 1)
+        position = self._put(np.arange(ends_B[-1]) - np.repeat(ends_B - length_B, length_B), np.int64)
         ends = self._put(np.concatenate([[0], ends_B]), np.int32)
-        position = self._put(position_N, np.int64)
+        longest = max(lengths)
         self._grow(longest)
         return PackedSequences(
             qkv_format="thd",
@@ -116,11 +114,22 @@ class Packer:
             cu_seqlens_kv=ends,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
-            batch=len(lengths),
-            slot_N=self._put(slot_N, np.int64),
-            token_BS=self._put(token_BS.ravel(), np.int64),
+            blocks=tuple(self._block(length_B[members]) for members in alike(lengths)),
             cos_N=self._cos.index_select(0, position),
             sin_N=self._sin.index_select(0, position),
+        )
+
+    def _block(self, length_B: _Array) -> Block:
+        longest, ends_B = int(length_B.max()), np.cumsum(length_B)
+        starts_B = ends_B - length_B
+        first_slot_B = np.arange(len(length_B)) * longest
+        token_BS = starts_B[:, None] + np.minimum(np.arange(longest), length_B[:, None] - 1)
+        slot_n = np.arange(ends_B[-1]) + np.repeat(first_slot_B - starts_B, length_B)
+        return Block(
+            batch=len(length_B),
+            tokens=int(ends_B[-1]),
+            token_BS=self._put(token_BS.ravel(), np.int64),
+            slot_n=self._put(slot_n, np.int64),
         )
 
     def _grow(self, longest: int) -> None:

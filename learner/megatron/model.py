@@ -26,6 +26,7 @@ from learner.megatron.architecture import Architecture
 from learner.megatron.attention import PaddedAttention
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
+from learner.megatron.swiglu import SwiGLU
 
 
 def has_transformer_engine() -> bool:
@@ -85,6 +86,7 @@ def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parall
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=F.silu,
+        use_te_activation_func=not has_transformer_engine(),  # Megatron's name for "the spec brings the activation"
         add_bias_linear=False,
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
@@ -111,6 +113,7 @@ def _local_layers(architecture: Architecture) -> TransformerBlockSubmodules:
     parts: TransformerLayerSubmodules = layer.submodules
     attention: Any = parts.self_attention.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.mlp.submodules.activation_func = SwiGLU
     attention.core_attention = PaddedAttention
     if architecture.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm

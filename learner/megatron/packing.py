@@ -1,4 +1,4 @@
-"""Which samples go together: over data-parallel ranks, and into micro-batches of one rank.
+"""Which samples go together: over data-parallel ranks, in micro-batches of one rank, in one call of attention.
 
 Guarantees: pure and deterministic, so that every rank that sees the same lengths finds the same division; nothing is left
 out and nothing is taken twice.
@@ -32,3 +32,12 @@ def within_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(index)
         room -= lengths[index]
     return groups
+
+
+def alike(lengths: Sequence[int], least: float = 0.8) -> list[slice]:
+    """Cut into runs whose lengths lie between `least` times their first one and their first one."""
+    starts: list[int] = []
+    for index, length in enumerate(lengths):
+        if not starts or not least * lengths[starts[-1]] <= length <= lengths[starts[-1]]:
+            starts.append(index)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]

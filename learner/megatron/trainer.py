@@ -31,6 +31,7 @@ from learner.megatron.microbatch import MicroBatch, Packer
 from learner.megatron.model import Student, build_student, has_transformer_engine
 from learner.megatron.objective import Objective, Sums
 from learner.megatron.packing import within_budget
+from learner.megatron.quiet import quiet
 from learner.megatron.weights import export_weights, load_weights
 from learner.training import Batch, LossFunction, StepStats, TrainerSettings
 
@@ -57,6 +58,7 @@ class MegatronTrainer:
         """Optimizer steps done, as saved and loaded with the state."""
 
     @classmethod
+    @quiet()
     def build(cls, settings: TrainerSettings) -> MegatronTrainer:
         """Join the process group, build the student and fill it from its directory."""
         architecture = read_architecture(settings.student)
@@ -73,6 +75,7 @@ class MegatronTrainer:
         """(rank, size): which share of the global batch `step` expects here."""
         return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
+    @quiet()
     def step(self, batch: Batch, loss: LossFunction, lr: float) -> StepStats:
         """Train on this rank's share of a global batch; ArithmeticError when the loss or gradient is not finite."""
         began = time.perf_counter()
@@ -107,10 +110,12 @@ class MegatronTrainer:
             dtype=dtype,
         )
 
+    @quiet()
     def save(self, directory: Path) -> None:
         """Write model, optimizer, random streams and step count; durable when it returns."""
         save_state(directory, self._parts.student, self._parts.optimizer, {"steps": self.steps})
 
+    @quiet()
     def load(self, directory: Path) -> None:
         """Continue exactly where the trainer that saved stood."""
         self.steps = load_state(directory, self._parts.student, self._parts.optimizer)["steps"]
