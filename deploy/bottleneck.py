@@ -1,0 +1,138 @@
+"""Who waits for whom, from two successive snapshots: one line, and only what the two readings say (P7).
+
+A stage's busy share is the share of wall time in which it was not waiting for another stage; publishing is busy while the learner waits for
+a publication or producers wait for weights; Redis is busy while anybody waits for its answers. The place that keeps the others waiting is
+the busy one: a learner that hardly ever waits is the bottleneck by definition, otherwise it is the busiest of the others. A role without
+any worker alive comes before everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from common.pulse import Report
+from deploy.snapshot import Snapshot
+
+Place = Literal["sampling", "scoring", "training", "publishing", "Redis"]
+
+_PLACE_OF: Mapping[str, Place] = {"producer": "sampling", "scorer": "scoring", "learner": "training"}
+_WORKERS: Mapping[Place, str] = {"sampling": "the producers", "scoring": "the scorers", "training": "the learner"}
+_INPUT: Mapping[str, str] = {"producer": "tickets", "scorer": "rollouts", "learner": "scored"}
+_BETWEEN = frozenset({"tickets", "rollouts", "scored", "weights", "publication", "admission", "bus"})
+"""Causes that lie outside the worker's own stage; `teacher` and `evaluation` do not."""
+_HARDLY_WAITS = 0.8
+_REDIS_HOLDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """Where the run is held up, and the sentence that says so."""
+
+    place: Place
+    line: str
+
+
+def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
+    """None where the two say nothing: too close together, no learner yet, or a learner that has not begun to train."""
+    elapsed = after.at - before.at
+    if elapsed <= 0 or after.state is None or not after.of("learner"):
+        return None
+    missing = next((role for role in ("scorer", "producer") if not after.of(role)), None)
+    if missing:
+        return _nobody(missing, after)
+    shares = {role: _mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
+    if not shares["learner"]:
+        return None
+    place = _busiest(shares)
+    return Bottleneck(place, f"{_victim(place, shares)}: {_verdict(place)} ({_evidence(place, shares, after)})")
+
+
+def _busiest(shares: Mapping[str, Mapping[str, float]]) -> Place:
+    busy: dict[Place, float] = {place: 1 - _total(shares[role], _BETWEEN) for role, place in _PLACE_OF.items()}
+    redis = max(causes.get("bus", 0.0) for causes in shares.values())
+    busy["publishing"] = max(shares["learner"].get("publication", 0.0), shares["producer"].get("weights", 0.0))
+    if redis >= _REDIS_HOLDS and redis >= busy["publishing"]:
+        return "Redis"
+    if busy["training"] >= _HARDLY_WAITS:
+        return "training"
+    return max(busy, key=lambda place: busy[place])
+
+
+def _mean_shares(before: Snapshot, after: Snapshot, role: str, elapsed: float) -> dict[str, float]:
+    """cause → share of the time that a worker of the role lost to it, over the workers seen in both snapshots."""
+    pairs = [(before.reports[report.name], report) for report in after.of(role) if report.name in before.reports]
+    causes = {cause for _, report in pairs for cause in report.waiting}
+    shares = {cause: sum(_share(old, new, cause, elapsed) for old, new in pairs) / len(pairs) for cause in causes}
+    return shares | {"": 0.0} if pairs else {}
+
+
+def _share(old: Report, new: Report, cause: str, elapsed: float) -> float:
+    """At most 1: waits of several tasks of one worker overlap."""
+    seconds = new.at - old.at or elapsed
+    return min(1.0, max(0.0, new.waiting.get(cause, 0.0) - old.waiting.get(cause, 0.0)) / seconds)
+
+
+def _total(shares: Mapping[str, float], causes: frozenset[str]) -> float:
+    return min(1.0, sum(share for cause, share in shares.items() if cause in causes))
+
+
+def _victim(place: Place, shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Who loses most by it."""
+    if place == "Redis":
+        role = max(shares, key=lambda role: shares[role].get("bus", 0.0))
+        return f"{_plural(role)} for Redis"
+    if place == "training":
+        idle = shares["producer"].get("tickets", 0.0)
+        return f"producers wait for tickets ({idle:.0%} of the time)" if idle >= 1 - _HARDLY_WAITS else "the learner never waits"
+    if place == "publishing":
+        waits = shares["producer"].get("weights", 0.0) >= shares["learner"].get("publication", 0.0)
+        return "producers wait for weights" if waits else "learner waits for the publication"
+    return f"learner waits for scored ({shares['learner'].get('scored', 0.0):.0%} of the time)"
+
+
+def _verdict(place: Place) -> str:
+    match place:
+        case "Redis":
+            return "Redis is the bottleneck"
+        case "publishing":
+            return "publishing weights is the bottleneck"
+        case "training":
+            return "the learner is the bottleneck"
+        case _:
+            return f"{_WORKERS[place]} are the bottleneck"
+
+
+def _evidence(place: Place, shares: Mapping[str, Mapping[str, float]], after: Snapshot) -> str:
+    match place:
+        case "Redis":
+            return f"{max(causes.get('bus', 0.0) for causes in shares.values()):.0%} of the time"
+        case "publishing":
+            share = max(shares["learner"].get("publication", 0.0), shares["producer"].get("weights", 0.0))
+            return f"{share:.0%} of the time"
+        case "sampling":
+            return f"backlog {after.backlog('tickets')} tickets"
+        case "scoring":
+            return f"backlog {_fullest(after)}"
+        case "training":
+            return f"backlog {after.backlog('scored')} scored"
+
+
+def _fullest(after: Snapshot) -> str:
+    """The rollouts that wait, and for which teacher if there are several."""
+    assert after.state is not None
+    topics = {topic: count for topic, count in after.state.backlog.items() if topic.startswith("rollouts:")}
+    if len(topics) < 2:
+        return f"{after.backlog('rollouts')} rollouts"
+    worst = max(topics, key=lambda topic: topics[topic])
+    return f"{topics[worst]} rollouts for {worst.removeprefix('rollouts:')}"
+
+
+def _nobody(role: str, after: Snapshot) -> Bottleneck:
+    waiting = after.backlog(_INPUT[role])
+    return Bottleneck(_PLACE_OF[role], f"learner waits for scored: no {role} is alive ({waiting} {_INPUT[role]} wait for one)")
+
+
+def _plural(role: str) -> str:
+    return "learner waits" if role == "learner" else f"{role}s wait"

@@ -1,0 +1,53 @@
+"""Which processes a run on one machine has, and with what environment and priority they start."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import RunConfig
+
+_MALLOC_THRESHOLD = str(1 << 30)
+"""Freed memory serves the next forward pass instead of going back to the kernel: +20 % there. Read before Python starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """One process to keep alive."""
+
+    role: str
+    index: int
+    nice: int
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As it appears in messages and as its log is named."""
+        return f"{self.role}-{self.index}"
+
+    def command(self, config_file: Path, *more: str) -> list[str]:
+        """The role's own command line, which works by hand as well."""
+        module = "learner" if self.role == "learner" else f"{self.role}s"
+        return [sys.executable, "-m", module, "--config", str(config_file), *self.arguments, *more]
+
+
+def role_specs(config: RunConfig) -> list[RoleSpec]:
+    """The learner first: it has the most to do before the others are needed."""
+    specs = [RoleSpec("learner", 0, config.learner.nice)]
+    specs += [RoleSpec("producer", index, config.producer.nice) for index in range(config.producer.count)]
+    teachers = [name for name in config.teachers for _ in range(config.scorer.count)]
+    return specs + [RoleSpec("scorer", index, config.scorer.nice, ("--teacher", name)) for index, name in enumerate(teachers)]
+
+
+def environment(config: RunConfig) -> Mapping[str, str]:
+    """Set for every role."""
+    return {
+        "OMP_NUM_THREADS": str(config.service.torch_threads),
+        "MALLOC_MMAP_THRESHOLD_": _MALLOC_THRESHOLD,
+        "MALLOC_TRIM_THRESHOLD_": _MALLOC_THRESHOLD,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
