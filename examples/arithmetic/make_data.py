@@ -1,0 +1,32 @@
+"""Writes sft.jsonl, heldout.jsonl and train.jsonl: the same bytes every time, and no prompt twice in all three.
+
+The student's own examples are few and short: three operations each, where the task has three to five.
+"""
+
+import argparse
+from pathlib import Path
+from random import Random
+
+from task import HERE, draw_fresh_prompts, question, work_out, write_jsonl
+
+SEED = 20
+SFT_EXAMPLES = 1_500
+SFT_OPERATIONS = (3,)
+HELD_OUT_PROMPTS = 1_024
+TRAINING_PROMPTS = 16_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder that gets the three files")
+    out = parser.parse_args().out
+    rng = Random(SEED)
+    sft = draw_fresh_prompts(rng, SFT_EXAMPLES, operations=SFT_OPERATIONS)
+    others = draw_fresh_prompts(rng, HELD_OUT_PROMPTS + TRAINING_PROMPTS, taken=set(sft))
+    write_jsonl(out / "sft.jsonl", ({"prompt": prompt, "response": work_out(prompt)} for prompt in sft))
+    write_jsonl(out / "heldout.jsonl", map(question, others[:HELD_OUT_PROMPTS]))
+    write_jsonl(out / "train.jsonl", map(question, others[HELD_OUT_PROMPTS:]))
+
+
+if __name__ == "__main__":
+    main()
