@@ -1,0 +1,1 @@
+"""A teacher computed in the scorer's own process, over the Hugging Face modelling code."""
