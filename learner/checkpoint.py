@@ -1,0 +1,106 @@
+"""Checkpoints: a whole learner at one (term, step), or nothing.
+
+Guarantees: a directory checkpoints/term000001-step00000050/ is complete (temporary name, fsync, rename) and every file in it is named with
+its digest in manifest.json, checked before anything is read; loading takes the highest valid (term, step) and says what it passed over; a
+learner deletes only what its own or a lower term wrote. The model's part is the trainer's business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.messages import Version
+from learner.disk import digest, sync_directory, sync_file
+from learner.line import Line
+
+_NAME = re.compile(r"term(\d+)-step(\d+)")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified directory; `extra` is what `save` was given beside the line."""
+
+    version: Version
+    directory: Path
+    line: Line
+    extra: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The trainer's part."""
+        return self.directory / "model"
+
+
+def save(root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_model: Callable[[Path], None]) -> Path:
+    """Writes the checkpoint of `line` (as of Line.to_json); `save_model` fills the trainer's directory. Durable when it returns."""
+    name = f"term{line['term']:06}-step{line['step']:08}"
+    temporary, final = root / f".{name}.tmp", root / name
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    (temporary / "model").mkdir(parents=True)
+    save_model(temporary / "model")
+    (temporary / "line.json").write_text(json.dumps({"line": line, "extra": extra}))
+    files = {str(path.relative_to(temporary)): digest(path) for path in _files(temporary)}
+    (temporary / "manifest.json").write_text(json.dumps(files, indent=1))
+    for path in [*_files(temporary), *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+        sync_directory(path) if path.is_dir() else sync_file(path)
+    if final.exists():  # the same term can come to the same step only with the same line
+        shutil.rmtree(final)
+    temporary.replace(final)
+    sync_directory(root)
+    return final
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def versions(root: Path) -> list[Version]:
+    """Checkpoints by name, lowest first; their digests are not checked."""
+    matches = (_NAME.fullmatch(path.name) for path in root.glob("term*"))
+    return sorted(Version(int(match[1]), int(match[2])) for match in matches if match)
+
+
+def load(root: Path, version: Version) -> Checkpoint:
+    """Raises ValueError where a file is missing or has another digest."""
+    directory = root / f"term{version.term:06}-step{version.step:08}"
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        wrong = [name for name, expected in manifest.items() if digest(directory / name) != expected]
+        if wrong:
+            raise ValueError(f"{directory / wrong[0]} has another digest than its manifest")
+        values = json.loads((directory / "line.json").read_text())
+    except OSError as error:
+        raise ValueError(f"{directory} is incomplete: {error}") from error
+    return Checkpoint(version, directory, Line.from_json(values["line"]), values["extra"])
+
+
+def newest(root: Path) -> Checkpoint | None:
+    """The highest valid (term, step)."""
+    for version in reversed(versions(root)):
+        try:
+            return load(root, version)
+        except ValueError as error:
+            _log.warning("a checkpoint is damaged, the one before it is used", extra={"version": version, "error": str(error)})
+    return None
+
+
+def oldest(root: Path) -> Version | None:
+    """The lowest one there is."""
+    return next(iter(versions(root)), None)
+
+
+def delete_old(root: Path, keep: int, up_to_term: int) -> None:
+    """Keeps the newest `keep` of the terms ≤ `up_to_term`."""
+    mine = [version for version in versions(root) if version.term <= up_to_term]
+    for version in mine[:-keep]:
+        shutil.rmtree(root / f"term{version.term:06}-step{version.step:08}")
+    sync_directory(root)

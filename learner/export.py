@@ -1,0 +1,44 @@
+"""The trained student as a Hugging Face model directory that AutoModelForCausalLM.from_pretrained loads.
+
+Guarantee: whole or not at all; everything but the weights (configuration, tokenizer, generation defaults) is the student's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from learner.disk import sync_directory, sync_file
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+
+
+def export_model(student: Path, tensors: Mapping[str, torch.Tensor], dtype: str, target: Path) -> None:
+    """Writes `target`; an older one is replaced."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    shutil.copytree(student, temporary, ignore=shutil.ignore_patterns(*_WEIGHTS, "optimizer*", ".*"))
+    config = json.loads((temporary / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (temporary / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
+    save_file(dict(tensors), temporary / "model.safetensors", metadata={"format": "pt"})
+    for path in temporary.rglob("*"):
+        sync_directory(path) if path.is_dir() else sync_file(path)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.replace(target)
+    sync_directory(target.parent)
+
+
+def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """A version's tensors, from the weight store's directory."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors

@@ -1,0 +1,60 @@
+"""What a run keeps on disk beside the journal: checkpoints as they fall due, and the best version by evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from common.codec import decode, encode
+from common.config import RunConfig
+from common.messages import Version, WeightManifest
+from common.pulse import Pulse
+from learner import checkpoint, journal
+from learner.directory import RunDirectory
+from learner.evaluation import Evaluation, Evaluator
+from learner.maths import Trainer
+from learner.tally import Tally
+
+
+class Keeping:
+    """Writes and deletes in the run's directory; `save` is called in the maths thread."""
+
+    def __init__(self, *, config: RunConfig, directory: RunDirectory, pulse: Pulse) -> None:
+        self._config = config
+        self._directory = directory
+        self._pulse = pulse
+        self._counted_until = time.monotonic()
+
+    def save(self, line: Mapping[str, Any], tally: Tally, trainer: Trainer) -> None:
+        """A checkpoint of this step, then what it makes superfluous goes."""
+        self.count_time(tally)
+        with self._pulse.cpu("checkpoint"):
+            checkpoint.save(self._directory.checkpoints, line, tally.to_json(), trainer.save)
+            checkpoint.delete_old(self._directory.checkpoints, self._config.learner.keep_checkpoints, line["term"])
+            oldest = checkpoint.oldest(self._directory.checkpoints)
+            if not self._config.learner.record and oldest is not None:
+                journal.trim(self._directory.journal, oldest, line["term"])
+
+    def count_time(self, tally: Tally) -> None:
+        """The wall time since the last call belongs to the run."""
+        now = time.monotonic()
+        tally.wall_s += now - self._counted_until
+        self._counted_until = now
+
+    def pin(self, result: Evaluation, manifest: WeightManifest, evaluator: Evaluator) -> frozenset[Version]:
+        """The versions that must stay in the store: the best, where it is asked for."""
+        if not self._config.evaluation.keep_best:
+            return frozenset()
+        if evaluator.best == result:
+            self._directory.best.write_bytes(encode(manifest))
+        best = self.best()
+        return frozenset() if best is None else frozenset({best.version})
+
+    def best(self) -> WeightManifest | None:
+        """The version with the best evaluation, where it is asked for."""
+        if not self._config.evaluation.keep_best or not self._directory.best.exists():
+            return None
+        manifest = decode(self._directory.best.read_bytes(), WeightManifest)
+        assert isinstance(manifest, WeightManifest)
+        return manifest

@@ -1,0 +1,115 @@
+"""metrics.jsonl is the record of a run: one line per step; TensorBoard's files are made from it.
+
+A resumed run writes steps again that a lost line had: the last line of a step counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from common.messages import StepRecord
+from common.pulse import Pulse
+from learner.batch import Consumed
+from learner.directory import RunDirectory
+from learner.evaluation import Evaluation
+from learner.training import StepStats
+
+_log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Appends to metrics.jsonl and keeps the heartbeat's gauges."""
+
+    def __init__(self, *, directory: RunDirectory, pulse: Pulse) -> None:
+        self._file = directory.metrics.open("a", buffering=1)
+        self._pulse = pulse
+
+    def step(self, record: StepRecord, stats: StepStats, consumed: Consumed, *, wall_s: float) -> None:
+        """One line."""
+        samples = max(1, stats.samples)
+        line: dict[str, Any] = {
+            "step": stats.step,
+            "term": record.term,
+            "at": round(time.time(), 3),
+            "loss": stats.loss,
+            "grad_norm": stats.grad_norm,
+            "lr": stats.lr,
+            "samples": stats.samples,
+            "tokens": stats.tokens,
+            "response_tokens": consumed.tokens,
+            "processed": stats.processed,
+            "micro_batches": stats.micro_batches,
+            "seconds": round(stats.seconds, 4),
+            "wall_s": round(wall_s, 4),
+            "staleness": {str(lag): count for lag, count in sorted(consumed.staleness.items())},
+            "masked_tokens": consumed.masked,
+            "ghost_tokens": consumed.ghosts,
+            "mixed_share": consumed.mixed / samples,
+            "kl_by_teacher": dict(stats.kl_by_teacher),
+            **stats.metrics,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._beat(line, stats, consumed)
+        _log.info("step", extra={key: line[key] for key in ("step", "loss", "grad_norm", "tokens", "wall_s")})
+
+    def _beat(self, line: dict[str, Any], stats: StepStats, consumed: Consumed) -> None:
+        gauges: dict[str, float] = {
+            name: line[name] for name in ("step", "loss", "grad_norm", "lr", "kl", "mismatch_kl", "mixed_share") if name in line
+        }
+        gauges |= {f"kl_{teacher}": kl for teacher, kl in stats.kl_by_teacher.items()}
+        trained = max(1, sum(consumed.staleness.values()))
+        gauges["staleness_mean"] = sum(lag * count for lag, count in consumed.staleness.items()) / trained
+        gauges["staleness_max"] = max(consumed.staleness, default=0)
+        self._pulse.set(**gauges)
+        self._pulse.add(
+            samples=stats.samples,
+            tokens=stats.processed,
+            trained_tokens=stats.tokens,
+            masked_tokens=consumed.masked,
+            ghost_tokens=consumed.ghosts,
+            steps=1,
+        )
+
+    def evaluation(self, result: Evaluation) -> None:
+        """One line of its own."""
+        line = {"step": result.step, "term": result.term, "at": round(time.time(), 3), "pass_at_1": result.pass_at_1, "n": result.n}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The step lines in order of step, the last line of each; lines that a crash cut off are left out."""
+    steps: dict[int, dict[str, Any]] = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if "loss" in line:
+            steps[line["step"]] = line
+    return [steps[step] for step in sorted(steps)]
+
+
+def write_tensorboard(directory: RunDirectory) -> None:
+    """Makes TensorBoard's files from metrics.jsonl and evaluations.jsonl, where tensorboard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    for old in directory.tensorboard.glob("events.*"):
+        old.unlink()
+    with SummaryWriter(str(directory.tensorboard)) as writer:
+        for line in read_metrics(directory.metrics):
+            numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name not in {"step", "at"}}
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, line["step"], walltime=line["at"])
+        for text in directory.evaluations.read_text().splitlines() if directory.evaluations.exists() else ():
+            line = json.loads(text)
+            writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])

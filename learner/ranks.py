@@ -1,0 +1,191 @@
+"""The trainer on one or many ranks: rank 0 serves the run, the others follow its commands.
+
+Guarantees: every rank decodes the same record and makes the same samples from it, takes its share by the same arithmetic, and all compare a
+checksum before the step; only numbers and raw bytes travel between them, never pickles; a rank that dies ends the others with its name.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who is who, as torchrun sets them; `start_ranks` sets them on one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import signal
+import socket
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from common.codec import decode, encode
+from common.config import RunConfig
+from common.messages import StepRecord
+from common.pulse import Pulse
+from learner.batch import samples_of, scored_of
+from learner.training import LossFunction, StepStats, TrainerSettings, TrainingSample
+
+if TYPE_CHECKING:
+    from learner.megatron.trainer import MegatronTrainer
+
+_STEP, _EXPORT, _SAVE, _LOAD, _CLOSE = range(5)
+_IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to train on
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class RankedTrainer:
+    """A learner.maths.Trainer over this process's rank 0 and its followers."""
+
+    def __init__(self, trainer: MegatronTrainer, *, config: RunConfig, loss: LossFunction, pulse: Pulse) -> None:
+        self._trainer = trainer
+        self._dtype = _DTYPES[config.weights.dtype]
+        self._loss = loss
+        self._pulse = pulse
+        self._group = dist.new_group(backend="gloo", timeout=_IDLE) if dist.get_world_size() > 1 else None
+
+    def step(self, record: StepRecord, samples: Sequence[TrainingSample], lr: float) -> StepStats:
+        """One step on the global batch."""
+        if self._group is not None:
+            frame = encode(record)
+            self._tell(_STEP, frame, lr)
+            _agree(zlib.crc32(frame), self._group)
+        with self._pulse.cpu("step"):
+            return self._trainer.step(_share(self._trainer, samples), self._loss, lr)
+
+    def export(self) -> Mapping[str, torch.Tensor]:
+        """A copy of the weights."""
+        self._tell(_EXPORT)
+        with self._pulse.cpu("publish"):
+            return self._trainer.export(self._dtype)
+
+    def save(self, directory: Path) -> None:
+        """All ranks write."""
+        self._tell(_SAVE, str(directory).encode())
+        self._trainer.save(directory)
+
+    def load(self, directory: Path) -> None:
+        """All ranks read."""
+        self._tell(_LOAD, str(directory).encode())
+        self._trainer.load(directory)
+
+    def close(self) -> None:
+        """Sends the followers home."""
+        self._tell(_CLOSE)
+        self._trainer.close()
+
+    def _tell(self, command: int, payload: bytes = b"", lr: float = 0.0) -> None:
+        if self._group is None:
+            return
+        dist.broadcast(torch.tensor([command, len(payload), lr], dtype=torch.float64), 0, group=self._group)
+        if payload:
+            dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), 0, group=self._group)
+
+
+def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
+    """This process's trainer; joins the other ranks."""
+    from learner.losses import loss_for
+    from learner.megatron.trainer import MegatronTrainer
+
+    return RankedTrainer(MegatronTrainer.build(settings(config)), config=config, loss=loss_for(config.loss), pulse=pulse)
+
+
+def settings(config: RunConfig) -> TrainerSettings:
+    """What the trainer needs of the configuration."""
+    optimizer = config.optimizer
+    return TrainerSettings(
+        student=config.model.student,
+        dtype=config.model.dtype,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.clip_grad,
+        token_budget=config.learner.micro_batch_tokens,
+        seed=config.run.seed,
+        threads=config.service.torch_threads,
+    )
+
+
+def follow(config: RunConfig) -> None:
+    """The life of a rank above 0: does what rank 0 says until it says goodbye or dies."""
+    from learner.losses import loss_for
+    from learner.megatron.trainer import MegatronTrainer
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 drains; a follower ends with it
+        signal.signal(number, signal.SIG_IGN)
+    trainer, loss = MegatronTrainer.build(settings(config)), loss_for(config.loss)
+    group = dist.new_group(backend="gloo", timeout=_IDLE)
+    while (told := _listen(group))[0] != _CLOSE:
+        command, payload, lr = told
+        if command == _STEP:
+            record = decode(payload, StepRecord)
+            assert isinstance(record, StepRecord)
+            samples, _ = samples_of(record, scored_of(record), config.learner.max_staleness)
+            _agree(zlib.crc32(payload), group)
+            trainer.step(_share(trainer, samples), loss, lr)
+        elif command == _EXPORT:
+            trainer.export(_DTYPES[config.weights.dtype])
+        elif command == _SAVE:
+            trainer.save(Path(payload.decode()))
+        else:
+            trainer.load(Path(payload.decode()))
+    trainer.close()
+
+
+def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:
+    header = torch.zeros(3, dtype=torch.float64)
+    dist.broadcast(header, 0, group=group)
+    command, length, lr = header.tolist()
+    payload = torch.empty(int(length), dtype=torch.uint8)
+    if length:
+        dist.broadcast(payload, 0, group=group)
+    return int(command), payload.numpy().tobytes(), lr
+
+
+def _agree(checksum: int, group: dist.ProcessGroup) -> None:
+    extremes = torch.tensor([checksum, -checksum], dtype=torch.int64)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+    if extremes[0] != checksum or extremes[1] != -checksum:
+        raise RuntimeError("the learner's ranks hold different batches")
+
+
+def _share(trainer: MegatronTrainer, samples: Sequence[TrainingSample]) -> Sequence[TrainingSample]:
+    from learner.megatron.packing import share_out
+
+    rank, size = trainer.data_parallel
+    if size == 1:
+        return samples
+    return [samples[index] for index in share_out([sample.length for sample in samples], size)[rank]]
+
+
+async def start_ranks(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Process]:
+    """Starts ranks 1 … count − 1 on this machine and makes this process rank 0; nothing where torchrun did so already."""
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
+    return [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "learner", *argv, env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(1, count)
+    ]
+
+
+async def watch_ranks(ranks: Sequence[asyncio.subprocess.Process]) -> None:
+    """Fails as soon as one dies."""
+    if not ranks:
+        await asyncio.Event().wait()
+    waits = {asyncio.create_task(process.wait()): rank for rank, process in enumerate(ranks, 1)}
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    first = next(iter(done))
+    raise RuntimeError(f"learner rank {waits[first]} ended with exit code {first.result()}: start the learner again, it resumes")
