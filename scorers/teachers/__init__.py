@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 def open_teacher(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
     """Loads teacher `name`; raises ConfigError with one sentence that says what to do."""
-    if name not in config.teachers:
-        raise ConfigError(f"there is no teacher {name!r}: this run has {', '.join(sorted(config.teachers))}")
     match config.teachers[name].kind:
         case "torch":
             from scorers.teachers.torch.opening import open_torch_teacher
@@ -23,3 +21,17 @@ def open_teacher(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
             return open_torch_teacher(config, name, pulse)
         case "sglang":
             raise ConfigError(f"teachers.{name}.kind = 'sglang' is not in this version yet: use 'torch'")
+
+
+def could_be_the_student(config: RunConfig, name: str) -> bool:
+    """Whether the model directories describe models of the same shape; raises ConfigError where one of them is no causal model."""
+    from scorers.teachers.torch.opening import same_shape
+
+    return same_shape(config.model.student, config.teachers[name].path)
+
+
+def open_student(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
+    """The student, computed as teacher `name` is; the start-up probe compares them."""
+    from scorers.teachers.torch.opening import open_student_as_teacher
+
+    return open_student_as_teacher(config, name, pulse)

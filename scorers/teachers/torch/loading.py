@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from common.errors import ConfigError
 from scorers.teachers.torch.linear import take_one_dnn
@@ -57,6 +58,7 @@ def load_causal_model(directory: Path, dtype: torch.dtype, device: torch.device)
     config = load_config_of(directory)
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(f"{directory} has no .safetensors files: save the model with save_pretrained(…, safe_serialization=True)")
+    disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
