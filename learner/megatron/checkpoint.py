@@ -1,6 +1,6 @@
 """A trainer's state on disk, through Megatron's dist_checkpointing.
 
-Guarantees: what `load_state` finds is model, optimizer (master weights, moments, step counts), random streams and the caller's
+Guarantees: what `load_state` finds is model, optimizer (master weights, moments, step counts), random stream and the caller's
 own numbers as they were at `save_state`; files are fsynced when it returns; another number of data- or tensor-parallel
 ranks loads them too. The directory is complete when `metadata.json` is in it.
 
@@ -24,7 +24,6 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
@@ -46,8 +45,7 @@ def load_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOpt
     with torch.no_grad():
         student.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
-    get_cuda_rng_tracker().set_states(state["random"]["parallel"])
+    torch.set_rng_state(state["random"])
     numbers: dict[str, int] = state["numbers"]
     return numbers
 
@@ -61,15 +59,13 @@ def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _Sta
     return {
         "model": model,
         "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
-        "random": _random_state(),
+        "random": _random_stream(),
     }
 
 
-def _random_state() -> ShardedObject:
-    streams = {"cpu": torch.get_rng_state(), "parallel": get_cuda_rng_tracker().get_states()}
-    size = parallel_state.get_tensor_model_parallel_world_size()
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    return ShardedObject("random", streams, (size,), (rank,), replica_id=parallel_state.get_data_parallel_rank())
+def _random_stream() -> ShardedObject:
+    """Torch's default stream, equal on all ranks. Megatron's parallel streams feed dropout only, which is off."""
+    return ShardedObject("random", torch.get_rng_state(), (1,), (0,), replica_id=dist.get_rank())
 
 
 class _InThisProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]

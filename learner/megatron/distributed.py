@@ -28,6 +28,7 @@ def start(*, tensor_parallel: int, seed: int, timeout_s: float) -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size % tensor_parallel:
         raise ConfigError(f"{size} learner ranks cannot be divided into groups of {tensor_parallel} (tensor parallel)")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of copies and kernels relies on it
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"

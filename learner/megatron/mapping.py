@@ -24,6 +24,11 @@ class Layout(Enum):
     QKV = "per group of query heads: its queries, its key, its value; groups divided along dimension 0"
     GATE_UP = "each rank's part of the gate, then its part of the up projection"
 
+    @property
+    def divided_dimension(self) -> int | None:
+        """The dimension that tensor-parallel ranks divide among them."""
+        return None if self is Layout.REPLICATED else int(self is Layout.COLUMNS)
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -85,7 +90,7 @@ def join(rule: Rule, shards: Sequence[torch.Tensor], architecture: Architecture)
         case Layout.REPLICATED:
             parts = [shards[0]]
         case Layout.ROWS | Layout.COLUMNS:
-            parts = [shards[0] if len(shards) == 1 else torch.cat(list(shards), int(rule.layout is Layout.COLUMNS))]
+            parts = [shards[0] if len(shards) == 1 else torch.cat(list(shards), rule.layout.divided_dimension or 0)]
         case Layout.GATE_UP:
             halves = [shard.chunk(2, 0) for shard in shards]
             parts = [torch.cat([half[side] for half in halves]) for side in (0, 1)]

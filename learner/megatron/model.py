@@ -16,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -24,6 +25,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
 from learner.megatron.attention import PaddedAttention
+from learner.megatron.mapping import rules
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
 from learner.megatron.swiglu import SwiGLU
@@ -71,7 +73,20 @@ def build_student(
         position_embedding_type="rope" if engine else "none",  # PaddedAttention rotates by itself
         rotary_base=architecture.rope_theta,
     )
+    _mark_divided(student, architecture)
     return student, config
+
+
+def _mark_divided(student: Student, architecture: Architecture) -> None:
+    """Tell Megatron which parameters other ranks hold the rest of: the gradient norm counts the others once.
+
+    It marks them itself while it initialises them, which is left out here because every parameter is loaded.
+    """
+    parameters = dict(student.named_parameters())
+    for rule in rules(architecture, fused_norms=has_transformer_engine()):
+        dimension, parameter = rule.layout.divided_dimension, parameters[rule.megatron]
+        if dimension is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dimension, stride=1)
 
 
 def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parallel: int, *, recompute: bool) -> TransformerConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -40,4 +41,4 @@ def alike(lengths: Sequence[int], least: float = 0.8) -> list[slice]:
     for index, length in enumerate(lengths):
         if not starts or not least * lengths[starts[-1]] <= length <= lengths[starts[-1]]:
             starts.append(index)
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+    return [slice(start, end) for start, end in pairwise([*starts, len(lengths)])]

@@ -112,7 +112,7 @@ class MegatronTrainer:
 
     @quiet()
     def save(self, directory: Path) -> None:
-        """Write model, optimizer, random streams and step count; durable when it returns."""
+        """Write model, optimizer, random stream and step count; durable when it returns."""
         save_state(directory, self._parts.student, self._parts.optimizer, {"steps": self.steps})
 
     @quiet()
