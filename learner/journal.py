@@ -98,9 +98,9 @@ def records(root: Path, term: int, after: int = 0, until: int | None = None) -> 
             expected += 1
 
 
-def has_record(root: Path, version: Version) -> bool:
-    """Whether the step can be replayed."""
-    return next(records(root, version.term, version.step - 1, version.step), None) is not None
+def first_step(root: Path, term: int) -> int:
+    """The step that the term's oldest segment begins with; 1 where there is none."""
+    return min((_first_step(path) for path in term_directory(root, term).glob("segment-*.rfx")), default=1)
 
 
 def _first_step(segment: Path) -> int:
