@@ -51,7 +51,7 @@ def stand_in(directory: Path) -> Path:
 
 def example_rollouts(count: int, vocabulary: int) -> list[Rollout]:
     """Lengths of the arithmetic example: chains of two to four operations with their scratchpads."""
-    draw, rng = random.Random(1), np.random.default_rng(1)  # noqa: S311
+    draw, rng = random.Random(1), np.random.default_rng(1)
     sampling, version = Sampling(1.0, 64, (1,)), Version(1, 0)
     rollouts = []
     for seq in range(count):
