@@ -1,0 +1,75 @@
+"""The bus between the stages: one Protocol (base), a Redis-protocol adapter, a memory twin, and the embedded server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.bus.address import ADDRESS_FILE, read_address
+from common.bus.base import Bus
+from common.errors import BusError, BusUnreachable
+
+if TYPE_CHECKING:
+    from common.bus.redis_client import RedisClient
+    from common.config import RunConfig
+
+_OLDEST = (6, 2)
+
+
+@asynccontextmanager
+async def connect(config: RunConfig, *, name: str) -> AsyncIterator[Bus]:
+    """The run's bus for the worker `name` (unique to its process); waits `bus.connect_timeout_s` for the server."""
+    settings = config.bus
+    limit = time.monotonic() + settings.connect_timeout_s
+    url = settings.url or await _embedded_url(config.directory / ADDRESS_FILE, limit)
+    async with connect_url(
+        url,
+        run=config.run.name,
+        name=name,
+        lease_s=settings.lease_s,
+        outage_timeout_s=settings.outage_timeout_s,
+        connect_timeout_s=max(1.0, limit - time.monotonic()),
+    ) as bus:
+        yield bus
+
+
+@asynccontextmanager
+async def connect_url(
+    url: str, *, run: str, name: str, lease_s: float, outage_timeout_s: float, connect_timeout_s: float = 30.0
+) -> AsyncIterator[Bus]:
+    """The bus of `run` on the server at `url`."""
+    from common.bus.redis_bus import RedisBus
+    from common.bus.redis_client import RedisClient
+
+    client = RedisClient(url, outage_timeout_s=outage_timeout_s)
+    bus = RedisBus(client, run=run, name=name, lease_s=lease_s)
+    try:
+        await _check_server(client, connect_timeout_s)
+        yield bus
+    finally:
+        await bus.aclose()
+
+
+async def _embedded_url(path: Path, limit: float) -> str:
+    while time.monotonic() < limit:
+        if address := read_address(path):
+            return address.url
+        await asyncio.sleep(0.05)
+    raise BusUnreachable(f"{path} does not appear: start `reflux run` for this run first, or set bus.url to a server's address")
+
+
+async def _check_server(client: RedisClient, connect_timeout_s: float) -> None:
+    reply: bytes = await client.command("INFO", outage_timeout_s=connect_timeout_s)
+    facts = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", reply.decode(), re.MULTILINE))
+    version = tuple(int(part) for part in facts.get("redis_version", "6.2").split(".")[:2])
+    if version < _OLDEST:
+        raise BusError(f"the server at {client.address} speaks Redis {facts['redis_version']}: use Redis 6.2 or later, or Valkey")
+    if facts.get("maxmemory", "0") != "0" and facts.get("maxmemory_policy", "noeviction") != "noeviction":
+        raise BusError(
+            f"the server at {client.address} may evict samples (maxmemory-policy {facts['maxmemory_policy']}): set it to noeviction"
+        )

@@ -7,7 +7,7 @@ call repeated after a lost reply is recognised as done. All scripts take many en
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -156,7 +156,8 @@ class Bus(Protocol):
         """Counts as applied and removes those entries that `live` names; a no-op for the others. Returns how many."""
 
     async def discard(self, term: int, leases: Sequence[Lease]) -> None:
-        """Removes leased entries of seqs that are applied or dead already, also from `live` where it names them; counts nothing."""
+        """Removes entries that `live` does not name, and those whose seq is in the dead letters (also from `live`); counts nothing. Leaves
+        an entry that `live` names and that is not dead: removing it would break the ledger (applied ones are settled first)."""
 
     async def publish(self, term: int, manifest: bytes, keep: int) -> str:
         """Appends to the weights log and keeps its last `keep` entries; returns the entry."""
@@ -167,7 +168,7 @@ class Bus(Protocol):
     async def dead_letters(self) -> dict[int, DeadLetter]:
         """All dead letters."""
 
-    async def reconcile(self, term: int, cursor: int, applied: int, gone: Sequence[int], dead: Mapping[int, str]) -> int:
+    async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
         """Recreates groups, sets a new incarnation key if missing, joins `dead` into the dead letters, removes entry and live record of
         the seqs in `gone` (applied) and `dead`, sets the ledger's applied, raises the cursor to at least `cursor`; returns it."""
 

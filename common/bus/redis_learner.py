@@ -1,0 +1,133 @@
+"""The learner's part of the bus, and what anybody may look up. Every script of the learner refuses a lower term (Superseded)."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Container, Mapping, Sequence
+
+from common.bus.base import BusState, DeadLetter, Lease, LiveEntry
+from common.bus.redis_calls import MOST_ENTRIES, RunCalls, pieces, record
+
+
+class LearnerCalls(RunCalls):
+    """Calls that carry a term, and looks at the whole run."""
+
+    async def claim(self, term: int, owner: str, lease_s: float, take_over: bool) -> None:
+        """See Bus.claim."""
+        await self._script("claim", self._number(), term, owner, int(lease_s * 1000), int(take_over))
+
+    async def hold(self, term: int, owner: str, lease_s: float) -> None:
+        """See Bus.hold."""
+        await self._script("hold", term, owner, int(lease_s * 1000))
+
+    async def resign(self, term: int, owner: str) -> None:  # noqa: ARG002 - the owner alone decides
+        """See Bus.resign."""
+        await self._script("resign", owner)
+
+    async def admit(self, term: int, first: int, tickets: Sequence[tuple[int, bytes]]) -> int:
+        """See Bus.admit."""
+        cursor = first
+        for some in pieces(tickets, _ticket_size) if tickets else [tickets]:
+            reached = await self._script("admit", self._number(), term, cursor, *(a for ticket in some for a in ticket))
+            if reached != cursor + len(some):
+                return int(reached)
+            cursor = reached
+        return cursor
+
+    async def readmit(self, term: int, tickets: Sequence[tuple[int, bytes]]) -> int:
+        """See Bus.readmit."""
+        added = 0
+        for some in pieces(tickets, _ticket_size):
+            added += await self._script("readmit", self._number(), term, *(a for ticket in some for a in ticket))
+        return added
+
+    async def settle(self, term: int, leases: Sequence[Lease]) -> int:
+        """See Bus.settle."""
+        settled = 0
+        for begin in range(0, len(leases), MOST_ENTRIES):
+            some = leases[begin : begin + MOST_ENTRIES]
+            settled += await self._script("settle", self._number(), term, *(a for lease in some for a in record(lease)))
+        return settled
+
+    async def discard(self, term: int, leases: Sequence[Lease]) -> None:
+        """See Bus.discard."""
+        if leases:
+            await self._script("discard", term, *(a for lease in leases for a in record(lease)))
+
+    async def publish(self, term: int, manifest: bytes, keep: int) -> str:
+        """See Bus.publish."""
+        entry: bytes = await self._script("publish", self._number(), term, keep, manifest)
+        return entry.decode()
+
+    async def live(self) -> dict[int, LiveEntry]:
+        """See Bus.live."""
+        rows: list[bytes] = await self._client.command("HGETALL", self._key("live"))
+        return {int(seq): _live_entry(text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
+
+    async def dead_letters(self) -> dict[int, DeadLetter]:
+        """See Bus.dead_letters."""
+        rows: list[bytes] = await self._client.command("HGETALL", self._key("dead"))
+        return {int(seq): _dead_letter(int(seq), text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
+
+    async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
+        """See Bus.reconcile. Only the seqs that the server knows travel: `gone` may hold the whole run."""
+        live, buried = ({int(seq) for seq in seqs} for seqs in await self._script("numbers"))
+        known = [seq for seq in live | buried if seq in gone]
+        reasons = [a for seq, reason in dead.items() if seq not in buried or seq in live for a in (seq, reason)]
+        head = (term, cursor, applied, uuid.uuid4().hex, len(known))
+        return int(await self._script("reconcile", *head, *known, *reasons))
+
+    async def state(self) -> BusState:
+        """See Bus.state."""
+        ledger, live, dead, retried, topics, server, memory = await self._script("state")
+        term, cursor, applied, key = ledger
+        names = [topic.decode() for topic in topics[::3]]
+        return BusState(
+            incarnation=f"{_info(server, 'run_id')}:{(key or b'').decode()}",
+            term=int(term or 0),
+            cursor=int(cursor or 0),
+            live=live,
+            applied=int(applied or 0),
+            dead=dead,
+            retried={reason.decode(): int(count) for reason, count in zip(retried[::2], retried[1::2], strict=True)},
+            backlog=dict(zip(names, topics[1::3], strict=True)),
+            leased=dict(zip(names, topics[2::3], strict=True)),
+            used_bytes=int(_info(memory, "used_memory")),
+        )
+
+    async def pause(self, paused: bool) -> None:
+        """See Bus.pause."""
+        await self._client.command("HSET", self._key("state"), "paused", int(paused))
+
+    async def paused(self) -> bool:
+        """See Bus.paused."""
+        return bool(await self._client.command("HGET", self._key("state"), "paused") == b"1")
+
+    async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
+        """See Bus.ask."""
+        for some in pieces(payloads, _ticket_size):
+            await self._script("ask", self._number(), topic, *(a for question in some for a in question))
+
+    async def clear(self, topic: str) -> None:
+        """See Bus.clear."""
+        await self._script("clear", topic)
+
+
+def _ticket_size(ticket: tuple[int, bytes]) -> int:
+    return len(ticket[1])
+
+
+def _live_entry(text: bytes) -> LiveEntry:
+    entry, attempt, topic = text.decode().split(" ", 2)
+    return LiveEntry(topic, entry, int(attempt))
+
+
+def _dead_letter(seq: int, text: bytes) -> DeadLetter:
+    attempt, size, rest = text.split(b" ", 2)
+    return DeadLetter(seq, int(attempt), rest[: int(size)].decode(errors="replace"), rest[int(size) :])
+
+
+def _info(section: bytes, name: str) -> str:
+    found = re.search(rf"^{name}:(.*?)\r?$", section.decode(), re.MULTILINE)
+    return found.group(1) if found else "0"

@@ -1,0 +1,3 @@
+-- ARGV: me, name, report, ttl ms.
+redis.call('SET', key('report:' .. ARGV[2]), ARGV[3], 'PX', ARGV[4])
+redis.call('SADD', key('workers'), ARGV[2])

@@ -1,0 +1,39 @@
+-- ARGV: me, term, cursor, applied, incarnation, number of gone, gone seqs..., then per dead: seq, reason. Replies the cursor.
+-- Every write here may be repeated. A live record whose entry is lost goes too, so that the seq can be admitted again.
+local refused = fence(ARGV[2])
+if refused then return refused end
+local last = 6 + ARGV[6]
+
+local function place(seq)
+  local record = redis.call('HGET', key('live'), seq)
+  if record then return string.match(record, '^(%S+) (%d+) (.*)$') end
+end
+
+redis.call('HDEL', key('alone'), '') -- an allowed first write: what follows must also work on a full server
+for _, topic in ipairs({'tickets', 'scored', unpack(redis.call('SMEMBERS', key('topics')))}) do
+  local made = redis.pcall('XGROUP', 'CREATE', key(topic), GROUP, '0', 'MKSTREAM')
+  if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP') then return made end
+  redis.call('SADD', key('topics'), topic)
+end
+for i = 7, last do
+  local entry, _, topic = place(ARGV[i])
+  if entry then remove(topic, entry) end
+  redis.call('HDEL', key('live'), ARGV[i])
+  redis.call('HDEL', key('dead'), ARGV[i])
+end
+for i = last + 1, #ARGV, 2 do
+  local seq, reason = ARGV[i], ARGV[i + 1]
+  local entry, attempt, topic = place(seq)
+  local payload = entry and payload_of(topic, entry) or ''
+  if entry then remove(topic, entry) end
+  if redis.call('HEXISTS', key('dead'), seq) == 0 then bury(seq, attempt or 0, reason, payload) end
+  redis.call('HDEL', key('live'), seq)
+end
+for _, seq in ipairs(redis.call('HKEYS', key('live'))) do
+  local entry, _, topic = place(seq)
+  if not payload_of(topic, entry) then redis.call('HDEL', key('live'), seq) end
+end
+local cursor = math.max(tonumber(redis.call('HGET', key('state'), 'cursor') or 0), tonumber(ARGV[3]))
+redis.call('HSET', key('state'), 'cursor', cursor, 'applied', ARGV[4])
+redis.call('HSETNX', key('state'), 'incarnation', ARGV[5])
+return cursor
