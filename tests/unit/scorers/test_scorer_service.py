@@ -1,0 +1,215 @@
+"""The scorer's loop: one in, one out, whatever happens in between."""
+
+import asyncio
+
+import pytest
+from scorer_fakes import FakeTeacher, Server, config_of, serving, worker_of
+from tiny_models import make_rollout
+
+from common.codec import decode, encode
+from common.errors import ConfigError
+from common.messages import ScoredRollout
+from scorers.__main__ import teacher_of
+
+
+def filled(count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> Server:
+    server = Server()
+    fill(server, count, teachers, deliveries, first)
+    return server
+
+
+def fill(server: Server, count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> None:
+    for seq in range(first, first + count):
+        sample = ScoredRollout(make_rollout([1, 2], [3, 4, 5], seq, teachers))
+        server.add(f"rollouts:{teachers[0]}", seq, encode(sample), deliveries)
+
+
+def scored(server: Server, topic: str = "scored") -> dict[int, ScoredRollout]:
+    samples = [decode(payload, ScoredRollout) for payload in server.payloads(topic)]
+    assert len({sample.rollout.ticket.seq for sample in samples}) == len(samples)
+    return {sample.rollout.ticket.seq: sample for sample in samples}
+
+
+async def settle_down() -> None:
+    """Lets everything run that does not wait for time."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_every_rollout_is_scored_once_and_counted() -> None:
+    server = filled(9)
+    worker = worker_of(server, config_of())
+    async with serving(worker, FakeTeacher("t")):
+        await server.until("scored", 9)
+    samples = scored(server)
+    assert sorted(samples) == list(range(9))
+    assert samples[4].scores[0].logprobs.tolist() == [-4.0] * 3
+    assert server.payloads("rollouts:t") == []
+    assert len(worker.keeper) == 0
+    report = worker.pulse.report()
+    assert (report.counters["samples"], report.counters["tokens"], report.counters["refused"]) == (9, 45, 0)
+    assert report.waiting["rollouts"] > 0
+    assert "teacher" in report.waiting
+
+
+async def test_two_teachers_of_one_slip_score_in_its_order() -> None:
+    server = filled(4, ("b", "a"))
+    config = config_of(("a", "b"))
+    async with serving(worker_of(server, config, "one"), FakeTeacher("b"), "b"):
+        await server.until("rollouts:a", 4)
+        assert "scored" not in server.topics
+        async with serving(worker_of(server, config, "two"), FakeTeacher("a"), "a"):
+            await server.until("scored", 4)
+    for sample in scored(server).values():
+        assert [score.teacher for score in sample.scores] == ["b", "a"]
+        assert sample.remaining == ()
+
+
+async def test_what_cannot_be_scored_goes_to_the_dead_letters_with_its_reason() -> None:
+    server = filled(3)
+    server.add("rollouts:t", 3, b"rubbish")
+    server.add("rollouts:t", 4, encode(ScoredRollout(make_rollout([1], [2], 4, ("other",)))))
+    async with serving(worker_of(server, config_of()), FakeTeacher("t", rejects=[1])):
+        await server.until("scored", 5)
+    assert sorted(scored(server)) == [0, 2]
+    assert server.dead[1] == "NaN in 1"
+    assert "a frame of 7 bytes" in server.dead[3]
+    assert "the next teacher of its slip is other" in server.dead[4]
+
+
+async def test_a_lost_lease_is_refused_and_nothing_is_duplicated() -> None:
+    server = filled(3)
+    slow, mine = FakeTeacher("t"), worker_of(server, config_of(), "slow")
+    slow.hold()
+    async with serving(mine, slow):
+        await slow.began.wait()
+        mine.stopping.set()
+        server.take_from("slow")
+        async with serving(worker_of(server, config_of(), "other"), FakeTeacher("t")):
+            await server.until("scored", 3)
+        slow.go()
+    assert sorted(scored(server)) == [0, 1, 2]
+    assert mine.pulse.report().counters["refused"] == 3
+
+
+async def test_what_the_keeper_has_forgotten_is_not_scored() -> None:
+    server = filled(1)
+    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
+    teacher.hold()
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        fill(server, 2, first=1)
+        while len(worker.keeper) < 3:
+            await asyncio.sleep(0)
+        forgotten = next(lease for lease, _ in worker.keeper._held.values() if lease.seq == 2)
+        worker.keeper.drop([forgotten])
+        teacher.go()
+        await server.until("scored", 2)
+    assert teacher.batches == [[0], [1]]
+
+
+async def test_the_next_batch_is_leased_and_the_last_handed_off_while_one_is_scored() -> None:
+    server = filled(1)
+    worker, teacher = worker_of(server, config_of(lease_tokens=5, batch_tokens=5)), FakeTeacher("t")
+    teacher.hold()
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        fill(server, 2, first=1)
+        await settle_down()
+        assert [entry.owner for entry in server.topics["rollouts:t"].values()] == ["me", "me", ""]
+        teacher.go(1)
+        await settle_down()
+        assert sorted(scored(server)) == [0]
+        assert teacher.batches == [[0], [1]]
+        teacher.go()
+        await server.until("scored", 3)
+
+
+async def test_rollouts_that_arrive_while_the_teacher_is_busy_are_scored_together() -> None:
+    server = filled(1)
+    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
+    teacher.hold()
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        for first in range(1, 5):
+            fill(server, 1, first=first)
+            await asyncio.sleep(0.03)
+        teacher.go()
+        await server.until("scored", 5)
+    assert teacher.batches == [[0], [1, 2, 3, 4]]
+
+
+async def test_a_batch_stays_near_the_token_budget() -> None:
+    server, teacher = filled(40), FakeTeacher("t")
+    async with serving(worker_of(server, config_of(lease_tokens=30, batch_tokens=10)), teacher):
+        await server.until("scored", 40)
+    assert max(len(batch) for batch in teacher.batches) <= 6
+    assert sum(len(batch) for batch in teacher.batches) == 40
+
+
+async def test_suspects_are_scored_apart_and_the_worst_alone() -> None:
+    server, teacher = filled(3), FakeTeacher("t")
+    fill(server, 2, deliveries=3, first=10)
+    async with serving(worker_of(server, config_of(lease_tokens=100)), teacher):
+        await server.until("scored", 5)
+    assert sorted(scored(server)) == [0, 1, 2, 10, 11]
+    assert sorted(teacher.batches, key=len) == [[11], [10], [0, 1, 2]]
+    assert server.alone == {10: 1, 11: 1}
+
+
+async def test_a_rollout_that_kills_every_scorer_is_buried_and_the_others_survive() -> None:
+    server = filled(6)
+    for life in range(20):
+        worker, teacher = worker_of(server, config_of(lease_tokens=100), f"life {life}"), FakeTeacher("t", dies_of=[2])
+        try:
+            async with serving(worker, teacher):
+                await asyncio.wait_for(server.until("scored", 6), 0.3)
+            break
+        except (ExceptionGroup, TimeoutError):
+            server.take_from(worker.name)
+    assert sorted(scored(server)) == [0, 1, 3, 4, 5]
+    assert server.dead == {2: "poison: 3 scorers failed on it alone"}
+
+
+async def test_told_to_stop_it_finishes_what_it_holds_and_leases_nothing_more() -> None:
+    server = filled(2)
+    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
+    teacher.hold()
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        worker.stopping.set()
+        await asyncio.sleep(0.1)
+        fill(server, 3, first=2)
+        teacher.go()
+    assert sorted(scored(server)) == [0, 1]
+    assert len(server.payloads("rollouts:t")) == 3
+    assert len(worker.keeper) == 0
+
+
+async def test_an_idle_scorer_waits_instead_of_spinning() -> None:
+    server = Server()
+    worker, calls = worker_of(server, config_of()), []
+    lease = worker.bus.lease
+
+    async def counted(*arguments: object) -> object:
+        calls.append(arguments)
+        return await lease(*arguments)
+
+    worker.bus.lease = counted
+    async with serving(worker, FakeTeacher("t")):
+        await asyncio.sleep(0.3)
+    assert 2 <= len(calls) <= 8
+    assert worker.pulse.report().waiting["rollouts"] > 0.2
+
+
+def test_the_only_teacher_need_not_be_named() -> None:
+    assert teacher_of(config_of(("a",)), None) == "a"
+    assert teacher_of(config_of(("a", "b")), "b") == "b"
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"), [(None, "say which one with --teacher"), ("c", "there is no teacher 'c': this run has a, b")]
+)
+def test_a_teacher_that_is_not_clear_is_asked_for(asked: str | None, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        teacher_of(config_of(("a", "b")), asked)
