@@ -1,7 +1,7 @@
 """A Redis-protocol server of the run's own: loopback only, generated password, never evicts, append-only file under the run's directory.
 
 It dies with its run: ended with the context, or by the kernel when the thread that started it is gone (Linux). Its data stay, so that the
-same run starts it again where it was; after a crash on the same port with the same password, so that workers which outlived it find it again.
+same run starts it again where it was; after a crash on the same port with the same password, so that workers which outlived it find it.
 The address lies in bus.json (mode 0600); the password is on no command line and in no other file.
 """
 
