@@ -6,7 +6,7 @@ made once per micro-batch, not per layer; pad slots neither influence real token
 Sequences of similar length are laid out as a right-padded batch for one call of torch's fused attention: one call for many
 short sequences beats a call for each by far, and one for all would spend its time on pads.
 
-Shapes: N packed tokens, B sequences of at most S tokens in a block, A attention heads, D head dimension.
+Shapes: N packed tokens, R rows that are trained, B sequences of at most S tokens in a block, A attention heads, D head dimension.
 """
 
 # ruff: noqa: N815 - tensor names carry shape letters
@@ -36,11 +36,12 @@ class Block:
 
 @dataclass
 class PackedSequences(PackedSeqParams):  # type: ignore[misc]
-    """Megatron's description of packed sequences, and what `PaddedAttention` needs beyond it."""
+    """Megatron's description of packed sequences, and what `PaddedAttention` and `LastLayer` need beyond it."""
 
     blocks: tuple[Block, ...] = field(kw_only=True)
-    cos_N: torch.Tensor = field(kw_only=True)  # [N, 1, D/2]
-    sin_N: torch.Tensor = field(kw_only=True)
+    cos_NAD: torch.Tensor = field(kw_only=True)  # [N, A*D], the same for every head
+    sin_NAD: torch.Tensor = field(kw_only=True)  # -sin in the first half of every head, sin in the second
+    rows_R: torch.Tensor = field(kw_only=True)  # rows that reach the output layer
 
 
 class PaddedAttention(MegatronModule):  # type: ignore[misc]
@@ -79,12 +80,12 @@ def _attend(block: Block, query: torch.Tensor, key: torch.Tensor, value: torch.T
 
 
 def _rotated(x: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
-    rotated: torch.Tensor = _Rotate.apply(x, packed.cos_N, packed.sin_N)  # type: ignore[no-untyped-call]
+    rotated: torch.Tensor = _Rotate.apply(x, packed.cos_NAD, packed.sin_NAD)  # type: ignore[no-untyped-call]
     return rotated
 
 
 class _Rotate(Function):
-    """Rotary positions (Su et al. 2021) on halves: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    """Rotary positions (Su et al. 2021) on halves: (a, b) -> (a cos - b sin, b cos + a sin), as x cos + swapped x sin."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -97,10 +98,9 @@ class _Rotate(Function):
         return _rotate(grad, cos, sin, -1), None, None
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
-    a, b = x.chunk(2, -1)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    first, second = out.chunk(2, -1)
-    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=second).addcmul_(a, sin, value=direction)
-    return out
+def _rotate(x: torch.Tensor, cos_NAD: torch.Tensor, sin_NAD: torch.Tensor, direction: int) -> torch.Tensor:
+    flat = x.reshape(x.shape[0], -1)
+    first, second = x.chunk(2, -1)
+    swapped = torch.cat((second, first), -1).view(flat.shape)
+    width = flat.shape[1]  # keys have fewer heads than the tables
+    return torch.mul(flat, cos_NAD[:, :width]).addcmul_(swapped, sin_NAD[:, :width], value=direction).view(x.shape)

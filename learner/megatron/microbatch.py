@@ -44,7 +44,7 @@ class MicroBatch:
 
     input_ids_1N: torch.Tensor
     packed: PackedSequences
-    hidden_R: torch.Tensor  # rows of the hidden states that predict trained tokens
+    trained: int  # R; the empty micro-batch has a row in `packed` all the same
     ids_RM: torch.Tensor  # the sampled id, then every view's top ids
     behaviour_R: torch.Tensor
     lag_R: torch.Tensor
@@ -52,21 +52,17 @@ class MicroBatch:
     teachers: tuple[str, ...]
     views: tuple[TeacherView, ...]
 
-    @property
-    def trained(self) -> int:
-        """R."""
-        return self.hidden_R.shape[0]
-
 
 class Packer:
     """Makes micro-batches; keeps the rotary tables, which grow to the longest sequence seen."""
 
-    def __init__(self, architecture: Architecture, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, architecture: Architecture, *, tensor_parallel: int, dtype: torch.dtype, device: torch.device) -> None:
         half = torch.arange(0, architecture.head_dim, 2, dtype=torch.float32) / architecture.head_dim
         self._frequencies = 1.0 / architecture.rope_theta**half
         self._device = device
         self._dtype = dtype
-        self._cos = self._sin = torch.empty(0, 1, half.numel(), dtype=dtype, device=device)
+        self._heads = architecture.heads // tensor_parallel
+        self._cos = self._sin = torch.empty(0, architecture.head_dim, dtype=dtype, device=device)
 
     def pack(self, samples: Sequence[TrainingSample]) -> MicroBatch:
         """Pack the samples in the order given; none at all makes the empty micro-batch."""
@@ -79,8 +75,8 @@ class Packer:
             views.append(self._view(view, teachers, slice(first, sum(part.shape[1] for part in ids))))
         return MicroBatch(
             input_ids_1N=self._put(np.concatenate(tokens)[None], np.int64),
-            packed=self._sequences([sample.length for sample in samples] or [1]),
-            hidden_R=self._put(starts + rows.position, np.int64),
+            packed=self._sequences([sample.length for sample in samples] or [1], starts + rows.position),
+            trained=rows.position.size,
             ids_RM=self._put(np.concatenate(ids, 1), np.int64),
             behaviour_R=self._put(_joined([s.behaviour_T for s in samples])[rows.keep], np.float32),
             lag_R=self._put(_joined([s.lag_T for s in samples])[rows.keep], np.int32),
@@ -101,7 +97,7 @@ class Packer:
             top_logp_QK=None if view.top_logp is None else self._put(view.top_logp, np.float32),
         )
 
-    def _sequences(self, lengths: list[int]) -> PackedSequences:
+    def _sequences(self, lengths: list[int], rows: _Array) -> PackedSequences:
         length_B = np.asarray(lengths)
         ends_B = np.cumsum(length_B)
         position = self._put(np.arange(ends_B[-1]) - np.repeat(ends_B - length_B, length_B), np.int64)
@@ -115,8 +111,9 @@ class Packer:
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
             blocks=tuple(self._block(length_B[members]) for members in alike(lengths)),
-            cos_N=self._cos.index_select(0, position),
-            sin_N=self._sin.index_select(0, position),
+            cos_NAD=self._for_all_heads(self._cos, position),
+            sin_NAD=self._for_all_heads(self._sin, position),
+            rows_R=self._put(rows if rows.size else np.zeros(1), np.int64),
         )
 
     def _block(self, length_B: _Array) -> Block:
@@ -134,9 +131,13 @@ class Packer:
 
     def _grow(self, longest: int) -> None:
         if longest > self._cos.shape[0]:
-            angle = torch.outer(torch.arange(2 * longest, dtype=torch.float32), self._frequencies).unsqueeze(1)
-            self._cos = angle.cos().to(self._device, self._dtype)
-            self._sin = angle.sin().to(self._device, self._dtype)
+            angle = torch.outer(torch.arange(2 * longest, dtype=torch.float32), self._frequencies)
+            cos, sin = angle.cos(), angle.sin()
+            self._cos = torch.cat((cos, cos), 1).to(self._device, self._dtype)
+            self._sin = torch.cat((-sin, sin), 1).to(self._device, self._dtype)
+
+    def _for_all_heads(self, table: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
+        return table.index_select(0, position_N).unsqueeze(1).expand(-1, self._heads, -1).flatten(1)
 
     def _put(self, array: _Array, dtype: Any) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype)).to(self._device)

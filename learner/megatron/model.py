@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.extensions.transformer_engine import TENorm
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -20,14 +21,15 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
-from learner.megatron.attention import PaddedAttention
+from learner.megatron.attention import PackedSequences, PaddedAttention
 from learner.megatron.mapping import rules
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
+from learner.megatron.rows import take_rows
 from learner.megatron.swiglu import SwiGLU
 
 
@@ -36,16 +38,25 @@ def has_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
+class LastLayer(TransformerLayer):  # type: ignore[misc]
+    """Drops the rows that nobody predicts from as soon as attention has seen them, before the last MLP."""
+
+    def forward(self, *args: Any, packed_seq_params: PackedSequences, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Hidden states [N, 1, H] -> [R, 1, H]."""
+        hidden, _ = self._forward_attention(*args, packed_seq_params=packed_seq_params, **kwargs)
+        return self._forward_mlp(take_rows(hidden, packed_seq_params.rows_R)), None
+
+
 class Student(GPTModel):  # type: ignore[misc]
-    """GPTModel whose forward returns hidden states [N, H] after the final norm."""
+    """GPTModel whose forward returns the hidden states of the trained rows, [R, H], after the final norm."""
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return hidden_states.squeeze(1)
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
-        """Hidden states of all packed tokens, [N, H]."""
-        hidden_NH: torch.Tensor = self(input_ids=batch.input_ids_1N, position_ids=None, attention_mask=None, packed_seq_params=batch.packed)
-        return hidden_NH
+        """Hidden states of the rows that predict trained tokens, [R, H]."""
+        hidden_RH: torch.Tensor = self(input_ids=batch.input_ids_1N, position_ids=None, attention_mask=None, packed_seq_params=batch.packed)
+        return hidden_RH
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -63,14 +74,13 @@ def build_student(
         if count % tensor_parallel:
             raise ConfigError(f"{count} {name} cannot be divided over {tensor_parallel} tensor-parallel ranks")
     config = _configuration(architecture, dtype, tensor_parallel, recompute=recompute)
-    engine = has_transformer_engine()
     student = Student(
         config=config,
-        transformer_layer_spec=_engine_layers(architecture) if engine else _local_layers(architecture),
+        transformer_layer_spec=_layers(architecture),
         vocab_size=architecture.vocabulary,
         max_sequence_length=architecture.positions,
         share_embeddings_and_output_weights=architecture.tied,
-        position_embedding_type="rope" if engine else "none",  # PaddedAttention rotates by itself
+        position_embedding_type="rope" if has_transformer_engine() else "none",  # PaddedAttention rotates by itself
         rotary_base=architecture.rope_theta,
     )
     _mark_divided(student, architecture)
@@ -119,11 +129,17 @@ def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parall
     )
 
 
-def _engine_layers(architecture: Architecture) -> ModuleSpec:
-    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
+def _layers(architecture: Architecture) -> TransformerBlockSubmodules:
+    if has_transformer_engine():
+        layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
+        norm = TENorm
+    else:
+        layer, norm = _local_layer(architecture), RMSNorm
+    last = ModuleSpec(module=LastLayer, submodules=layer.submodules)
+    return TransformerBlockSubmodules(layer_specs=[layer] * (architecture.layers - 1) + [last], layer_norm=norm)
 
 
-def _local_layers(architecture: Architecture) -> TransformerBlockSubmodules:
+def _local_layer(architecture: Architecture) -> ModuleSpec:
     layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
     parts: TransformerLayerSubmodules = layer.submodules
     attention: Any = parts.self_attention.submodules
@@ -132,4 +148,4 @@ def _local_layers(architecture: Architecture) -> TransformerBlockSubmodules:
     attention.core_attention = PaddedAttention
     if architecture.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * architecture.layers, layer_norm=RMSNorm)
+    return layer

@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from learner.megatron.logprobs import chosen_logprobs
 from learner.megatron.microbatch import MicroBatch, TeacherView
-from learner.megatron.rows import take_rows
 from learner.training import LossFunction, LossInputs, LossOutput
 
 Sums = Mapping[str, torch.Tensor]  # "loss", "metric:NAME", "kl:TEACHER", "tokens:TEACHER" -> zero-dimensional
@@ -27,13 +26,13 @@ class Objective:
     loss: LossFunction
     group: dist.ProcessGroup  # tensor parallel
 
-    def __call__(self, batch: MicroBatch, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Sums]:
+    def __call__(self, batch: MicroBatch, hidden_RH: torch.Tensor, weight_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Sums]:
         """Summed loss, trained tokens (int32), sums to report. An empty micro-batch has a loss of 0 that depends on nothing."""
-        tokens = torch.tensor(batch.trained, dtype=torch.int32, device=hidden_NH.device)
+        tokens = torch.tensor(batch.trained, dtype=torch.int32, device=hidden_RH.device)
         if not batch.trained:
-            return hidden_NH.sum() * 0.0, tokens, {}
-        logp_RM = chosen_logprobs(take_rows(hidden_NH, batch.hidden_R), weight_VH, batch.ids_RM, self.group)
-        total = torch.zeros((), device=hidden_NH.device)
+            return hidden_RH.sum() * 0.0, tokens, {}
+        logp_RM = chosen_logprobs(hidden_RH, weight_VH, batch.ids_RM, self.group)
+        total = torch.zeros((), device=hidden_RH.device)
         sums: dict[str, torch.Tensor] = {}
         for view in batch.views:
             output = self.loss(_inputs(batch, view, logp_RM))

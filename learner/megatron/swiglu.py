@@ -28,16 +28,17 @@ class SwiGLU:
 class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        activated = F.silu(gate)
+        ctx.save_for_backward(gate_up, activated)
+        return activated * up
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        (gate_up,) = ctx.saved_tensors
+        gate_up, activated = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate_up)
         gate_grad, up_grad = out.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=up_grad)
+        torch.mul(grad, activated, out=up_grad)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
         return out

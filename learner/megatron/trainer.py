@@ -52,7 +52,12 @@ class MegatronTrainer:
     def __init__(self, settings: TrainerSettings, parts: _Parts) -> None:
         self._settings = settings
         self._parts = parts
-        self._packer = Packer(parts.architecture, dtype=_dtype(settings), device=distributed.device())
+        self._packer = Packer(
+            parts.architecture,
+            tensor_parallel=settings.tensor_parallel,
+            dtype=_dtype(settings),
+            device=distributed.device(),
+        )
         self._run = get_forward_backward_func()
         self.steps = 0
         """Optimizer steps done, as saved and loaded with the state."""

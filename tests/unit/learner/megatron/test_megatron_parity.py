@@ -22,6 +22,7 @@ VARIANTS = [(family, tied) for family in ("qwen3", "qwen2", "llama") for tied in
 def all_logprobs(trainer: MegatronTrainer, samples: list) -> torch.Tensor:
     """Log-probabilities of every id at every packed token, through the trainer's own pieces."""
     batch, student = trainer._packer.pack(samples), trainer._parts.student
+    batch.packed.rows_R = torch.arange(batch.input_ids_1N.numel())
     with torch.no_grad(), quiet():
         hidden = student.hidden_states(batch)
         return chosen_logprobs(hidden, student.output_weight, torch.arange(VOCABULARY).expand(len(hidden), -1))
