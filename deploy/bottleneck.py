@@ -2,8 +2,8 @@
 
 A stage's busy share is the share of wall time in which it was not waiting for another stage; publishing is busy while the learner waits for
 a publication or producers wait for weights; Redis is busy while anybody waits for its answers. The place that keeps the others waiting is
-the busy one: a learner that hardly ever waits is the bottleneck by definition, otherwise it is the busiest of the others. A role without
-any worker alive comes before everything else.
+the busy one: a learner that hardly ever waits is the bottleneck by definition, otherwise it is the busiest of the others. A server that
+answers slowly, or not at all, and a role without any worker alive come before everything else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _BETWEEN = frozenset({"tickets", "rollouts", "scored", "weights", "publication",
 """Causes that lie outside the worker's own stage; `teacher` and `evaluation` do not."""
 _HARDLY_WAITS = 0.8
 _REDIS_HOLDS = 0.3
+_SLOW_ANSWER_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class Bottleneck:
 def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
     """None where the two say nothing: too close together, no learner yet, or a learner that has not begun to train."""
     elapsed = after.at - before.at
-    if elapsed <= 0 or after.state is None or not after.of("learner"):
+    if elapsed <= 0 or not after.of("learner"):
         return None
+    if after.state is None:
+        return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
+    if (answer_s := min(before.answer_s, after.answer_s)) >= _SLOW_ANSWER_S:
+        return Bottleneck("Redis", f"everyone waits for Redis: Redis is the bottleneck (it takes {answer_s:.1f} s to answer)")
     missing = next((role for role in ("scorer", "producer") if not after.of(role)), None)
     if missing:
         return _nobody(missing, after)

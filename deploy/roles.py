@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.config import RunConfig
@@ -38,7 +38,14 @@ def role_specs(config: RunConfig) -> list[RoleSpec]:
     specs = [RoleSpec("learner", 0, config.learner.nice)]
     specs += [RoleSpec("producer", index, config.producer.nice) for index in range(config.producer.count)]
     teachers = [name for name in config.teachers for _ in range(config.scorer.count)]
-    return specs + [RoleSpec("scorer", index, config.scorer.nice, ("--teacher", name)) for index, name in enumerate(teachers)]
+    specs += [RoleSpec("scorer", index, config.scorer.nice, ("--teacher", name)) for index, name in enumerate(teachers)]
+    return [replace(spec, arguments=spec.arguments + _metrics_port(config, place)) for place, spec in enumerate(specs)]
+
+
+def _metrics_port(config: RunConfig, place: int) -> tuple[str, ...]:
+    """On one machine a fixed port is the first of as many as there are processes."""
+    port = config.service.metrics_port
+    return ("--set", f"service.metrics_port={port + place}") if port else ()
 
 
 def environment(config: RunConfig) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ class Snapshot:
     at: float  # seconds on any one clock
     reports: Mapping[str, Report] = field(default_factory=dict)  # worker's name -> report
     state: BusState | None = None
+    answer_s: float = 0.0  # how long the server took to answer
 
     def of(self, role: str) -> list[Report]:
         """Reports of one role, oldest worker first."""
@@ -40,8 +41,10 @@ def _sum_of(counts: Mapping[str, int], topic: str) -> int:
 
 async def take(bus: Bus) -> Snapshot:
     """Asks the bus; raises BusError."""
+    began = time.monotonic()
     raw, state = await asyncio.gather(bus.reports(), bus.state())
-    return Snapshot(time.monotonic(), _decoded(raw.items()), state)
+    now = time.monotonic()
+    return Snapshot(now, _decoded(raw.items()), state, now - began)
 
 
 def _decoded(raw: Iterable[tuple[str, bytes]]) -> dict[str, Report]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from common.bus.base import BusState
@@ -76,6 +78,22 @@ def test_a_slow_server_is_named_whoever_waits_for_it() -> None:
     waiting = {"learner": {"scored": 6.0}, "producer": {"bus": 2.0}, "scorer": {"bus": 7.0, "rollouts": 2.0}}
     place, line = line_after_10_s(waiting)
     assert (place, line) == ("Redis", "scorers wait for Redis: Redis is the bottleneck (70% of the time)")
+
+
+def test_a_server_that_answers_slowly_both_times_is_named() -> None:
+    before, after = replace(seen(100, BUSY), answer_s=0.8), replace(seen(110, BUSY), answer_s=0.6)
+    found = bottleneck(before, after)
+    assert found is not None
+    assert (found.place, "it takes 0.6 s to answer" in found.line) == ("Redis", True)
+    once = bottleneck(before, seen(110, BUSY))
+    assert once is not None
+    assert once.place == "training"
+
+
+def test_a_server_that_does_not_answer_is_named() -> None:
+    found = bottleneck(seen(100, BUSY), replace(seen(110, BUSY), state=None))
+    assert found is not None
+    assert (found.place, "does not answer" in found.line) == ("Redis", True)
 
 
 def test_at_staleness_0_the_stage_that_takes_longest_is_named() -> None:

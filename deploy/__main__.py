@@ -1,0 +1,44 @@
+"""`reflux`, or `python -m deploy`. A user's mistake is one sentence and exit code 2; a run that stopped by itself is exit code 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from deploy.cli import build_parser, overrides_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    arguments = build_parser().parse_args(argv)
+    from common.errors import RefluxError, UserError
+
+    try:
+        return _dispatch(arguments)
+    except RefluxError as error:
+        print(f"reflux: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    from deploy import commands
+    from deploy.target import open_target
+
+    config = open_target(arguments.target, overrides_of(arguments))
+    calls: Mapping[str, Callable[[], int]] = {
+        "run": lambda: commands.run(config, arguments.target, fresh=arguments.fresh, dry_run=arguments.dry_run),
+        "status": lambda: commands.status(config),
+        "audit": lambda: commands.audit(config),
+        "export": lambda: commands.export(config, arguments.out),
+        "dead": lambda: commands.list_dead(config),
+        "pause": lambda: commands.pause(config, paused=True),
+        "resume": lambda: commands.pause(config, paused=False),
+    }
+    return calls[arguments.command]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

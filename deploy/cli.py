@@ -1,0 +1,55 @@
+"""The commands of `reflux`: what is asked for, in words; each command's work is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_TARGET = "the run's TOML, or its directory below runs/"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="reflux", description="Streaming on-policy distillation of language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run, or resume, everything on this machine"))
+    for name, text in (
+        ("status", "what a run does now, or how it ended"),
+        ("audit", "prove from the journal that every sample had its effect exactly once"),
+        ("pause", "admit no new samples"),
+        ("resume", "admit samples again"),
+    ):
+        _add_target(commands.add_parser(name, help=text))
+    export = commands.add_parser("export", help="rollouts with text, log-probabilities and versions as Parquet")
+    _add_target(export)
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: rollouts.parquet in the run's directory")
+    dead = commands.add_parser("dead", help="samples that were given up")
+    actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_target(actions.add_parser("list", help="which, and why"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="CONFIG", help=_TARGET)
+    _add_set(parser)
+    parser.add_argument("--producers", type=int, metavar="N", help="sampling processes (producer.count)")
+    parser.add_argument("--scorers", type=int, metavar="N", help="scoring processes per teacher (scorer.count)")
+    parser.add_argument("--learner-ranks", type=int, metavar="N", help="data-parallel learner processes (learner.ranks)")
+    parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="CONFIG-or-RUN-DIR", help=_TARGET)
+    _add_set(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change one key")
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """--set, and what its shorter forms mean."""
+    short = {"producers": "producer.count", "scorers": "scorer.count", "learner_ranks": "learner.ranks"}
+    given = {key: getattr(arguments, name, None) for name, key in short.items()}
+    return [*arguments.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]

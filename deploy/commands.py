@@ -1,0 +1,165 @@
+"""What each command of `reflux` does; returns the exit code, raises RefluxError with the sentence to print."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from common import bus as buses
+from common.bus.base import Bus
+from common.config import RunConfig
+from common.errors import BusError, ConfigError
+from deploy.lock import is_held
+from deploy.result import Result, result_table
+from deploy.target import without_password
+from learner.directory import RunDirectory
+
+_CONNECT_S = 3.0
+
+
+def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
+    """`reflux run`."""
+    from deploy.local import run_async
+    from deploy.screen import open_screen
+
+    console = Console()
+    if dry_run:
+        return _dry_run(config, console)
+    was_finished = not fresh and RunDirectory(config.directory).result.exists()
+    with open_screen(console, config.run.name, config.learner.steps) as screen:
+        result = asyncio.run(run_async(config, screen=screen, fresh=fresh))
+        _tell(result, target, was_finished=was_finished, console=console)
+    return 0
+
+
+def _tell(result: Result, target: Path, *, was_finished: bool, console: Console) -> None:
+    directory = RunDirectory(result.directory)
+    if not result.finished:
+        _say(console, f"the run has stopped and is kept in {directory.root}: `reflux run {target}` goes on where it was")
+        return
+    console.print(result_table(directory, result.values))
+    if was_finished:
+        _say(console, f"this run is finished: `reflux run {target} --fresh` begins anew (the old run is moved aside)")
+
+
+def _dry_run(config: RunConfig, console: Console) -> int:
+    from deploy.preflight import preflight
+    from deploy.roles import role_specs
+
+    preflight(config, thorough=True)
+    if config.bus.url:
+        asyncio.run(_answers(config))
+    _say(console, f"the configuration is fine; {config.directory} would be used")
+    _say(console, f"server: {without_password(config.bus.url) or 'embedded'}; processes: {', '.join(s.name for s in role_specs(config))}")
+    size = config.window * config.largest_sample_bytes
+    _say(
+        console,
+        f"{config.learner.steps} steps of {config.learner.batch_size} samples, at most {config.window} in flight ({size:,} bytes at worst)",
+    )
+    return 0
+
+
+async def _answers(config: RunConfig) -> None:
+    async with buses.connect(config, name=_name()) as bus:
+        await bus.state()
+
+
+def status(config: RunConfig) -> int:
+    """`reflux status`."""
+    console, directory = Console(), RunDirectory(config.directory)
+    values = directory.finished()
+    if values is not None:
+        console.print(result_table(directory, values))
+        return 0
+    if not directory.root.exists():
+        raise ConfigError(f"there is no run in {directory.root}: start it with `reflux run`")
+    try:
+        asyncio.run(_show(config, console))
+    except BusError as error:
+        state = "a supervisor lives, but its server does not answer" if is_held(directory.root) else "the run is stopped"
+        _say(console, f"{state} ({error}); `reflux run` goes on where it was")
+    return 0
+
+
+async def _show(config: RunConfig, console: Console) -> None:
+    from deploy.snapshot import take
+    from deploy.table import live_view
+
+    async with _connected(config) as bus:
+        before = await take(bus)
+        await asyncio.sleep(2 * config.service.heartbeat_s)
+        console.print(live_view(config.run.name, config.learner.steps, before, await take(bus)))
+
+
+def audit(config: RunConfig) -> int:
+    """`reflux audit`: exit code 1 where the audit fails."""
+    return asyncio.run(_audit(config, Console()))
+
+
+async def _audit(config: RunConfig, console: Console) -> int:
+    from learner.audit import audit as prove
+
+    try:
+        async with _connected(config) as bus:
+            report = await prove(config.directory, bus)
+    except BusError:
+        report = await prove(config.directory, None)
+    _say(console, str(report))
+    return 0 if report.passed else 1
+
+
+def export(config: RunConfig, out: Path | None) -> int:
+    """`reflux export`."""
+    from deploy.export import export_rollouts
+
+    file = out or config.directory / "rollouts.parquet"
+    count = export_rollouts(config, file)
+    _say(Console(), f"{count:,} rollouts in {file}")
+    return 0
+
+
+def list_dead(config: RunConfig) -> int:
+    """`reflux dead list`."""
+    return asyncio.run(_list_dead(config, Console()))
+
+
+async def _list_dead(config: RunConfig, console: Console) -> int:
+    async with _connected(config) as bus:
+        letters = await bus.dead_letters()
+    for seq, letter in sorted(letters.items()):
+        _say(console, f"{seq} (attempt {letter.attempt}): {letter.reason}")
+    _say(console, f"{len(letters)} samples were given up")
+    return 0
+
+
+def pause(config: RunConfig, *, paused: bool) -> int:
+    """`reflux pause` and `reflux resume`."""
+    asyncio.run(_pause(config, paused=paused))
+    _say(Console(), "no new samples are admitted; what is in flight goes on" if paused else "samples are admitted again")
+    return 0
+
+
+async def _pause(config: RunConfig, *, paused: bool) -> None:
+    async with _connected(config) as bus:
+        await bus.pause(paused)
+
+
+@asynccontextmanager
+async def _connected(config: RunConfig) -> AsyncIterator[Bus]:
+    """The bus of a run that is under way; raises BusError soon where it is not."""
+    bus_section = config.bus.model_copy(update={"connect_timeout_s": _CONNECT_S, "outage_timeout_s": _CONNECT_S})
+    async with buses.connect(config.model_copy(update={"bus": bus_section}), name=_name()) as bus:
+        yield bus
+
+
+def _name() -> str:
+    return f"visitor-{uuid.uuid4().hex[:12]}"
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)

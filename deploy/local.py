@@ -1,0 +1,145 @@
+"""A whole run on this machine: the server, every role as a process of its own, and somebody who keeps them alive.
+
+Guarantees: nothing starts before the configuration, the files and the directory have passed `preflight`; one supervisor per run; whatever
+ends the run, no process of it is left, and the same call goes on where it was. A finished run is returned, never run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from common import bus as buses
+from common.config import RunConfig
+from common.errors import RefluxError, UserError
+from deploy.lock import only_supervisor
+from deploy.preflight import preflight
+from deploy.process import Process
+from deploy.result import Result, Usage, add_usage, complete_result
+from deploy.roles import RoleSpec, environment, role_specs
+from deploy.screen import Screen, open_screen
+from deploy.server import Served, served
+from deploy.supervisor import Ended, Supervisor
+from deploy.target import saved_config
+from deploy.watch import Watch
+from learner.directory import RunDirectory
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunFailed(RefluxError):
+    """The run stopped and can be resumed by the same command."""
+
+
+def run(config: RunConfig, *, fresh: bool = False) -> Result:
+    """Runs to the end, or until Ctrl-C; raises UserError or RunFailed, one sentence each."""
+    with open_screen(Console(), config.run.name, config.learner.steps) as screen:
+        return asyncio.run(run_async(config, screen=screen, fresh=fresh))
+
+
+async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False) -> Result:
+    """The same in a running event loop; SIGINT and SIGTERM drain the run."""
+    with only_supervisor(config.directory):
+        if fresh:
+            _move_aside(config.directory, screen)
+        preflight(config)
+        directory = RunDirectory(config.directory)
+        values = directory.finished()
+        if values is not None:
+            return Result(directory.root, "finished", values)
+        with _stops_on_signals() as stopping, saved_config(config) as file:
+            return await _run_here(config, directory, file, screen, stopping)
+
+
+async def _run_here(config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event) -> Result:
+    began, before = time.monotonic(), _own_cpu_s()
+    spent: dict[str, float] = {}
+    try:
+        async with served(config, screen.say) as server:
+            ended = await _supervise(config, file, screen, stopping, server, spent)
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+    finally:
+        spent["supervisor"] = _own_cpu_s() - before
+        total = add_usage(directory, Usage(time.monotonic() - began, spent))
+    if ended.how == "failed":
+        sentence = f"{ended.reason}; the same command goes on where the run stopped, logs are in {directory.root / 'logs'}"
+        raise UserError(ended.reason) if ended.user else RunFailed(sentence)
+    if ended.how == "finished" and directory.finished() is not None:
+        return Result(directory.root, "finished", complete_result(directory, total))
+    return Result(directory.root, "stopped", {})
+
+
+async def _supervise(
+    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float]
+) -> Ended:
+    async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}") as bus:
+        watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
+        supervisor = Supervisor(
+            specs=role_specs(config),
+            spawn=lambda spec, again: _spawn(config, file, spec, take_over=again or server.own),
+            progress=lambda: watch.progress,
+            say=screen.say,
+            budget=config.service.restart_budget,
+            drain_s=config.service.drain_s,
+            cpu_s=spent,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(watch.run(), name="watch"), tasks.create_task(server.keep(), name="server")]
+            ended = await supervisor.run(stopping)
+            for task in background:
+                task.cancel()
+    if server.own:
+        spent["server"] = server.cpu_s()
+    return ended
+
+
+def _spawn(config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Process:
+    more = ("--take-over",) if take_over and spec.role == "learner" else ()
+    log_file = config.directory / "logs" / f"{spec.name}.log"
+    return Process.start(spec.command(file, *more), log=log_file, environment=environment(config), nice=spec.nice)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _move_aside(directory: Path, screen: Screen) -> None:
+    if directory.exists():
+        old = directory.with_name(f"{directory.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        directory.rename(old)
+        screen.say(f"the old run was moved to {old}")
+
+
+@contextmanager
+def _stops_on_signals() -> Iterator[asyncio.Event]:
+    """Set by SIGINT and SIGTERM where this is the main thread, which alone may ask."""
+    stopping = asyncio.Event()
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield stopping
+        return
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _own_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
