@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ class Journal:
         self._file: int | None = None
         self._written = 0
         self._rotate = False
+        self._lock = threading.Lock()  # a cancelled `append` still writes in its thread
 
     def rotate(self) -> None:
         """The next record begins a new segment, so that the ones before can be deleted."""
@@ -46,8 +48,12 @@ class Journal:
 
     def _append(self, record: StepRecord) -> None:
         body = encode(record)
+        with self._lock:
+            self._write(record.step, body)
+
+    def _write(self, step: int, body: bytes) -> None:
         if self._file is None or self._rotate or self._written >= self._segment_bytes:
-            self._open(record.step)
+            self._open(step)
         assert self._file is not None
         frame = memoryview(_FRAME.pack(len(body), zlib.crc32(body)) + body)
         self._written += len(frame)
@@ -56,7 +62,7 @@ class Journal:
         os.fdatasync(self._file)
 
     def _open(self, first_step: int) -> None:
-        self.close()
+        self._shut()
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"segment-{first_step:08}.rfx"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -67,6 +73,10 @@ class Journal:
 
     def close(self) -> None:
         """Frees the file; everything appended is durable already."""
+        with self._lock:
+            self._shut()
+
+    def _shut(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -63,6 +63,7 @@ class Loop:
         self._keeping = keeping
         self.tally = tally
         self._wake = asyncio.Event()
+        self._preparing: asyncio.Task[Prepared] | None = None
         self._publication = Background(self._wake)
         self._evaluation = Background(self._wake)
         self._line: Mapping[str, Any] = ledger.line.to_json()  # as of `step`
@@ -97,10 +98,9 @@ class Loop:
 
     async def train(self) -> None:
         """Until all steps are done or a signal comes."""
-        steps = self._config.learner.steps
-        preparing = self._prepare() if self.step < steps else None
-        while preparing is not None and (prepared := await self._until(preparing)) is not None:
-            preparing = self._prepare() if prepared.record.step < steps else None
+        self._prepare(self.step + 1)
+        while (prepared := await self._prepared()) is not None:
+            self._prepare(prepared.record.step + 1)
             await self._take(prepared)
 
     async def finish(self) -> None:
@@ -112,11 +112,13 @@ class Loop:
         if not self._stopped:
             await self._ledger.reconcile()
 
-    async def close(self) -> None:
-        """Ends what runs beside the loop and keeps the last step."""
+    async def abandon(self) -> None:
+        """Ends what runs beside the loop."""
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.cancel()
+            await asyncio.wait([self._preparing])
         await self._publication.close()
         await self._evaluation.close()
-        await self.checkpoint()
 
     async def checkpoint(self) -> None:
         """The trainer as it is, with the line of its step."""
@@ -125,24 +127,24 @@ class Loop:
             self._journal.rotate()
 
     # ---- one step ------------------------------------------------------------------------------------------------------------
-    def _prepare(self) -> asyncio.Task[Prepared]:
-        task = asyncio.create_task(self._ledger.prepare(), name="prepare")
-        task.add_done_callback(lambda _: self._wake.set())
-        return task
+    def _prepare(self, step: int) -> None:
+        self._preparing = None
+        if step <= self._config.learner.steps:
+            self._preparing = asyncio.create_task(self._ledger.prepare(), name="prepare")
+            self._preparing.add_done_callback(lambda _: self._wake.set())
 
-    async def _until(self, preparing: asyncio.Task[Prepared]) -> Prepared | None:
-        """The prepared batch; None after a signal. Publishes what is owed while it waits."""
-        while not preparing.done():
+    async def _prepared(self) -> Prepared | None:
+        """The prepared batch; None at the end or after a signal. Publishes what is owed while it waits."""
+        preparing = self._preparing
+        while preparing is not None and not preparing.done():
             if self._stopped:
-                preparing.cancel()
-                await asyncio.wait([preparing])
-                break
+                return None
             self._check()
             if self._owed():
                 await self._publish()
             if not preparing.done():
                 await self._look(self._cause())
-        return None if preparing.cancelled() else preparing.result()
+        return None if preparing is None else preparing.result()
 
     async def _take(self, prepared: Prepared) -> None:
         record = prepared.record

@@ -194,10 +194,13 @@ class _Life:
         async with asyncio.TaskGroup() as tasks:
             watches = (self._ledger.intake, self._ledger.watch, self._census, self._wake_on_stop)
             background = [tasks.create_task(watch(), name=watch.__name__) for watch in watches]
-            await self._loop.begin(await self._interrupted())
-            await self._loop.train()
-            await self._loop.finish()
-            await self._loop.close()
+            try:
+                await self._loop.begin(await self._interrupted())
+                await self._loop.train()
+                await self._loop.finish()
+            finally:
+                await self._loop.abandon()
+            await self._loop.checkpoint()
             if not self._worker.stopping.is_set():
                 await self._finish()
             for task in background:
