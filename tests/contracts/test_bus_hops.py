@@ -1,0 +1,346 @@
+"""One entry in, one entry out: leases, hand-off, retry, burial, on every medium."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from conftest import ROLLOUTS, Medium, seqs, start_run, tickets
+
+from common.bus.base import EVAL, EVALUATED, SCORED, TICKETS, Burial, DeadLetter, LiveEntry, Move, Retry
+
+SHORT = 0.15
+
+
+def moves(leases, topic=ROLLOUTS):
+    return [Move(lease, topic, b"moved %d" % lease.seq) for lease in leases]
+
+
+async def test_a_sample_goes_through_all_hops_and_is_settled(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 3)
+    leased = await bus.lease([TICKETS], 10, 0)
+    assert [(one.seq, one.attempt, one.payload, one.deliveries) for one in leased] == [(n, 0, b"ticket %d" % n, 1) for n in range(3)]
+    assert await bus.hand_off(moves(leased)) == ["done"] * 3
+    assert await bus.hand_off(moves(await bus.lease([ROLLOUTS], 10, 0), SCORED)) == ["done"] * 3
+    scored = await bus.lease([SCORED], 10, 0)
+    assert [one.payload for one in scored] == [b"moved 0", b"moved 1", b"moved 2"]
+    assert await bus.settle(1, scored) == 3
+    state = await bus.state()
+    assert (state.cursor, state.live, state.applied, state.dead) == (3, 0, 3, 0)
+
+
+async def test_live_names_the_one_entry_that_carries_the_seq(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 2)
+    first = await bus.lease([TICKETS], 1, 0)
+    await bus.hand_off(moves(first))
+    (rollout,) = await bus.lease([ROLLOUTS], 1, 0)
+    (ticket,) = await bus.lease([TICKETS], 1, 0)
+    assert await bus.live() == {0: LiveEntry(ROLLOUTS, rollout.entry, 0), 1: LiveEntry(TICKETS, ticket.entry, 0)}
+
+
+async def test_an_entry_is_leased_to_one_worker_only(medium: Medium) -> None:
+    one, other = await medium.bus(), await medium.bus()
+    await start_run(one, 5)
+    assert seqs(await one.lease([TICKETS], 3, 0)) == [0, 1, 2]
+    assert seqs(await other.lease([TICKETS], 3, 0)) == [3, 4]
+    assert await one.lease([TICKETS], 3, 0) == []
+
+
+async def test_topics_are_served_in_order_of_priority_up_to_count(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 3)
+    await bus.ask(EVAL, [(7, b"question"), (8, b"question")])
+    leased = await bus.lease([EVAL, TICKETS], 3, 0)
+    assert [(one.topic, one.seq) for one in leased] == [(EVAL, 7), (EVAL, 8), (TICKETS, 0)]
+
+
+async def test_a_waiting_worker_gets_what_arrives(medium: Medium) -> None:
+    learner, worker = await medium.bus(), await medium.bus()
+    waiting = asyncio.create_task(worker.lease([EVAL, TICKETS], 10, 10.0))
+    await asyncio.sleep(0.05)
+    begin = time.monotonic()
+    await start_run(learner, 2)
+    assert seqs(await waiting) == [0, 1]
+    assert time.monotonic() - begin < 2
+
+
+async def test_a_waiting_worker_gives_up_in_time(medium: Medium) -> None:
+    bus = await medium.bus()
+    begin = time.monotonic()
+    assert await bus.lease([TICKETS], 10, 0.1) == []
+    assert 0.08 < time.monotonic() - begin < 2
+
+
+async def test_a_waiting_worker_delays_no_other_call_of_its_process(medium: Medium) -> None:
+    bus = await medium.bus()
+    waiting = asyncio.create_task(bus.lease([TICKETS], 1, 3.0))
+    await asyncio.sleep(0.05)
+    begin = time.monotonic()
+    await bus.state()
+    assert time.monotonic() - begin < 1
+    waiting.cancel()
+
+
+async def test_an_abandoned_entry_goes_to_another_worker_as_delivered_before(medium: Medium) -> None:
+    dying, other = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(dying, 3)
+    await dying.lease([TICKETS], 2, 0)
+    await asyncio.sleep(1.5 * SHORT)
+    leased = await other.lease([TICKETS], 10, 0)
+    assert [(one.seq, one.deliveries) for one in leased] == [(0, 2), (1, 2), (2, 1)]
+
+
+async def test_a_renewed_lease_is_not_taken_over(medium: Medium) -> None:
+    slow, other = await medium.bus(lease_s=0.4), await medium.bus(lease_s=0.4)
+    await start_run(slow, 2)
+    leased = await slow.lease([TICKETS], 2, 0)
+    for _ in range(4):
+        await asyncio.sleep(0.2)
+        assert await slow.renew(leased[:1]) == leased[:1]
+    assert seqs(await other.lease([TICKETS], 10, 0)) == [1]
+
+
+async def test_renewal_says_what_is_lost(medium: Medium) -> None:
+    slow, other = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(slow, 2)
+    leased = await slow.lease([TICKETS], 2, 0)
+    await slow.hand_off(moves(leased[1:]))
+    await asyncio.sleep(1.5 * SHORT)
+    assert seqs(await other.lease([TICKETS], 1, 0)) == [0]
+    assert await slow.renew(leased) == []
+
+
+async def test_renewal_is_no_delivery(medium: Medium) -> None:
+    one, other = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(one, 1)
+    leased = await one.lease([TICKETS], 1, 0)
+    for _ in range(3):
+        await one.renew(leased)
+    await asyncio.sleep(1.5 * SHORT)
+    assert [again.deliveries for again in await other.lease([TICKETS], 1, 0)] == [2]
+
+
+async def test_the_hand_off_of_a_stolen_entry_is_refused(medium: Medium) -> None:
+    slow, thief = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(slow, 1)
+    late = await slow.lease([TICKETS], 1, 0)
+    await asyncio.sleep(1.5 * SHORT)
+    stolen = await thief.lease([TICKETS], 1, 0)
+    assert await slow.hand_off(moves(late)) == ["refused"]
+    assert await thief.hand_off(moves(stolen)) == ["done"]
+    assert await slow.hand_off(moves(late)) == ["refused"]
+    assert (await thief.state()).backlog[ROLLOUTS] == 1
+
+
+async def test_many_workers_that_steal_from_one_another_duplicate_nothing(medium: Medium) -> None:
+    learner = await medium.bus()
+    await start_run(learner, 200)
+
+    async def work(bus, *, greedy: bool) -> None:
+        while leased := await bus.bare.lease([TICKETS], 7, 0.3):
+            if greedy:
+                await asyncio.sleep(0.02)  # longer than a lease
+            await bus.bare.hand_off(moves(leased))
+
+    async with asyncio.TaskGroup() as tasks:
+        for index in range(6):
+            tasks.create_task(work(await medium.bus(lease_s=0.01), greedy=index % 2 == 0))
+    leased = await learner.lease([ROLLOUTS], 1000, 0)
+    assert sorted(seqs(leased)) == list(range(200))
+
+
+async def test_one_call_treats_each_entry_by_itself(medium: Medium) -> None:
+    slow, thief = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(slow, 3)
+    held = await slow.lease([TICKETS], 3, 0)
+    await asyncio.sleep(1.5 * SHORT)
+    await thief.lease([TICKETS], 1, 0)
+    assert await slow.hand_off([*moves(held), *moves(held[2:])]) == ["refused", "done", "done", "refused"]
+
+
+async def test_a_released_entry_is_leased_at_once_and_its_delivery_does_not_count(medium: Medium) -> None:
+    draining, other = await medium.bus(), await medium.bus()
+    await start_run(draining, 2)
+    held = await draining.lease([TICKETS], 1, 0)
+    await draining.release(held)
+    assert (await other.state()).leased[TICKETS] == 0
+    again = await other.lease([TICKETS], 10, 0)
+    assert [(one.seq, one.deliveries) for one in again] == [(0, 1), (1, 1)]
+    assert await draining.hand_off(moves(held)) == ["refused"]
+
+
+async def test_a_released_entry_reaches_a_worker_that_waits_already(medium: Medium) -> None:
+    draining, other = await medium.bus(), await medium.bus()
+    await start_run(draining, 1)
+    held = await draining.lease([TICKETS], 1, 0)
+    waiting = asyncio.create_task(other.lease([TICKETS], 1, 10.0))
+    await asyncio.sleep(0.05)
+    begin = time.monotonic()
+    await draining.release(held)
+    assert seqs(await waiting) == [0]
+    assert time.monotonic() - begin < 2
+
+
+async def test_only_the_owner_can_release(medium: Medium) -> None:
+    owner, other = await medium.bus(), await medium.bus()
+    await start_run(owner, 1)
+    held = await owner.lease([TICKETS], 1, 0)
+    await other.release(held)
+    assert await other.lease([TICKETS], 1, 0) == []
+    assert await owner.hand_off(moves(held)) == ["done"]
+
+
+async def test_retry_gives_a_new_ticket_with_the_next_attempt(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1)
+    await bus.hand_off(moves(await bus.lease([TICKETS], 1, 0)))
+    held = await bus.lease([ROLLOUTS], 1, 0)
+    assert await bus.retry([Retry(held[0], b"again", "stale")], 3) == ["done"]
+    assert await bus.retry([Retry(held[0], b"again", "stale")], 3) == ["refused"]
+    (ticket,) = await bus.lease([TICKETS, ROLLOUTS], 10, 0)
+    assert (ticket.seq, ticket.attempt, ticket.payload) == (0, 1, b"again")
+    assert (await bus.state()).retried == {"stale": 1}
+
+
+async def test_a_sample_is_dead_after_max_attempts(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1)
+    for _ in range(3):
+        (held,) = await bus.lease([TICKETS], 1, 0)
+        assert await bus.retry([Retry(held, b"again", "stale")], 3) == ["done"]
+    assert await bus.lease([TICKETS], 1, 0) == []
+    assert await bus.dead_letters() == {0: DeadLetter(0, 2, "stale", b"again")}
+    state = await bus.state()
+    assert (state.live, state.dead, state.retried) == (0, 1, {"stale": 2})
+
+
+async def test_retry_of_a_stolen_entry_is_refused(medium: Medium) -> None:
+    slow, thief = await medium.bus(lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(slow, 1)
+    (late,) = await slow.lease([TICKETS], 1, 0)
+    await asyncio.sleep(1.5 * SHORT)
+    await thief.lease([TICKETS], 1, 0)
+    assert await slow.retry([Retry(late, b"again", "stale")], 3) == ["refused"]
+    assert await slow.bury([Burial(late, "poison")]) == ["refused"]
+    assert (await slow.state()).backlog[TICKETS] == 1
+
+
+async def test_a_buried_sample_keeps_payload_and_reason(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 2)
+    held = await bus.lease([TICKETS], 1, 0)
+    assert await bus.bury([Burial(held[0], "log-probability 1.5 > 0 \u2013 unusable")]) == ["done"]
+    assert await bus.bury([Burial(held[0], "again")]) == ["refused"]
+    assert await bus.dead_letters() == {0: DeadLetter(0, 0, "log-probability 1.5 > 0 \u2013 unusable", b"ticket 0")}
+    assert set(await bus.live()) == {1}
+
+
+async def test_payloads_may_hold_any_bytes(medium: Medium) -> None:
+    bus = await medium.bus()
+    payload = bytes(range(256)) * 3
+    await bus.claim(1, "learner", 30.0, False)
+    await bus.admit(1, 0, [(0, payload)])
+    (held,) = await bus.lease([TICKETS], 1, 0)
+    assert held.payload == payload
+    await bus.bury([Burial(held, "why")])
+    assert (await bus.dead_letters())[0].payload == payload
+
+
+async def test_lone_tries_are_counted_until_the_entry_moves_on(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1)
+    (held,) = await bus.lease([TICKETS], 1, 0)
+    assert [await bus.begin_alone(held) for _ in range(3)] == [0, 1, 2]
+    await bus.hand_off(moves([held]))
+    (rollout,) = await bus.lease([ROLLOUTS], 1, 0)
+    assert await bus.begin_alone(rollout) == 0
+
+
+async def test_a_lone_try_that_was_given_back_is_no_evidence(medium: Medium) -> None:
+    bus, other = await medium.bus(), await medium.bus()
+    await start_run(bus, 1)
+    (held,) = await bus.lease([TICKETS], 1, 0)
+    assert await bus.begin_alone(held) == 0
+    await bus.release([held])
+    (again,) = await other.lease([TICKETS], 1, 0)
+    assert await other.begin_alone(again) == 0
+
+
+async def test_the_backlog_is_what_is_not_done_leased_or_not(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 5)
+    held = await bus.lease([TICKETS], 3, 0)
+    await bus.hand_off(moves(held[:1]))
+    state = await bus.state()
+    assert {topic: n for topic, n in state.backlog.items() if n} == {TICKETS: 4, ROLLOUTS: 1}
+    assert {topic: n for topic, n in state.leased.items() if n} == {TICKETS: 2}
+
+
+async def test_a_large_batch_goes_in_pieces_and_keeps_its_order(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 700)
+    held = await bus.lease([TICKETS], 1000, 0)
+    big = [Move(lease, ROLLOUTS, b"x" * 50_000) for lease in held]
+    assert await bus.hand_off(big) == ["done"] * 700
+    assert seqs(await bus.lease([ROLLOUTS], 1000, 0)) == list(range(700))
+
+
+async def test_evaluations_stand_outside_the_ledger(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1)
+    await bus.ask(EVAL, tickets(0, 1, 2, 3))
+    held = await bus.lease([EVAL], 10, 0)
+    assert await bus.hand_off(moves(held[:2], EVALUATED)) == ["done", "done"]
+    assert await bus.retry([Retry(held[2], b"again", "stale")], 3) == ["done"]
+    assert await bus.bury([Burial(held[3], "unusable")]) == ["done"]
+    answers = await bus.lease([EVALUATED], 10, 0)
+    assert seqs(answers) == [0, 1]
+    await bus.answer(answers)
+    (again,) = await bus.lease([EVAL], 10, 0)
+    assert (again.seq, again.attempt, again.payload) == (2, 1, b"again")
+    state = await bus.state()
+    assert (state.live, state.dead, state.backlog[EVALUATED]) == (1, 0, 0)
+
+
+async def test_a_cleared_topic_refuses_what_was_leased_from_it(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.ask(EVAL, tickets(0, 1))
+    held = await bus.lease([EVAL], 1, 0)
+    await bus.clear(EVAL)
+    assert await bus.hand_off(moves(held, EVALUATED)) == ["refused"]
+    assert await bus.renew(held) == []
+    assert await bus.lease([EVAL, EVALUATED], 10, 0) == []
+    await bus.ask(EVAL, tickets(5))
+    assert seqs(await bus.lease([EVAL], 10, 0)) == [5]
+
+
+async def test_several_runs_on_one_server_do_not_meet(medium: Medium) -> None:
+    one, other = await medium.bus(run="one-" + medium.run), await medium.bus(run="other-" + medium.run)
+    await start_run(one, 2)
+    await other.claim(5, "another", 30.0, False)
+    assert await other.lease([TICKETS], 10, 0) == []
+    assert (await other.state()).cursor == 0
+    assert seqs(await one.lease([TICKETS], 10, 0)) == [0, 1]
+
+
+async def test_reports_are_those_of_workers_alive(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.beat("scorer-1", b"one", 30.0)
+    await bus.beat("scorer-2", b"two", 0.05)
+    await bus.beat("scorer-1", b"newer", 30.0)
+    await asyncio.sleep(0.1)
+    assert await bus.reports() == {"scorer-1": b"newer"}
+
+
+async def test_what_a_silent_worker_held_is_not_lost_with_it(medium: Medium) -> None:
+    silent, other = await medium.bus("silent", lease_s=SHORT), await medium.bus(lease_s=SHORT)
+    await start_run(silent, 2)
+    await silent.beat("silent", b"", 0.01)
+    held = await silent.lease([TICKETS], 1, 0)
+    await asyncio.sleep(1.5 * SHORT)
+    await other.reports()
+    assert [(one.seq, one.deliveries) for one in await other.lease([TICKETS], 10, 0)] == [(0, 2), (1, 1)]
+    await other.reports()
+    assert await silent.renew(held) == []
