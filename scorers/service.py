@@ -159,6 +159,7 @@ class Scorer:
         outcomes = await worker.bus.hand_off(moves)
         worker.keeper.drop([move.lease for move in moves])
         worker.pulse.add(
+            batches=1,
             samples=len(scored),
             tokens=sum(job.tokens for job, _ in scored),
             clamped=sum(score.clamped for _, score in scored),
