@@ -61,6 +61,13 @@ class GroupStepAdamW(torch.optim.Optimizer):
             maximize=False,
         )
 
+    def materialise(self) -> None:
+        """Makes the state that the first step would make, so that a checkpoint before it is complete."""
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+            for parameter in group["params"]:
+                self._state_of(parameter)
+
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = self.state[parameter]
         if not state:

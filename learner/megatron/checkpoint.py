@@ -10,6 +10,9 @@ in this process.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
+from learner.megatron.adamw import GroupStepAdamW
+
 _State = dict[str, Any]  # Megatron's nested dictionaries
 
 
@@ -35,8 +40,12 @@ def save_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOpt
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    state = _state(student, optimizer, loading=False)
-    dist_checkpointing.save({**state, "numbers": numbers}, str(directory), _InThisProcess("torch_dist", 1))
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part.optimizer, GroupStepAdamW):
+            part.optimizer.materialise()
+    with _only_new_garbage():
+        state = _state(student, optimizer, loading=False)
+        dist_checkpointing.save({**state, "numbers": numbers}, str(directory), _InThisProcess("torch_dist", 1))
 
 
 def load_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOptimizer) -> dict[str, int]:
@@ -66,6 +75,16 @@ def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _Sta
 def _random_stream() -> ShardedObject:
     """Torch's default stream, equal on all ranks. Megatron's parallel streams feed dropout only, which is off."""
     return ShardedObject("random", torch.get_rng_state(), (1,), (0,), replica_id=dist.get_rank())
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Megatron collects garbage before each save; going through all imported modules would be two thirds of its time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _InThisProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]

@@ -66,6 +66,7 @@ class Packer:
 
     def pack(self, samples: Sequence[TrainingSample]) -> MicroBatch:
         """Pack the samples in the order given; none at all makes the empty micro-batch."""
+        assert all(len(sample.prompt_ids) and sample.targets for sample in samples), "no prompt or no teacher"
         tokens = [ids for sample in samples for ids in (sample.prompt_ids, sample.response_ids)] or [np.zeros(1, np.int32)]
         starts, rows = _rows(samples)
         ids, views, teachers = [_joined([s.response_ids for s in samples])[rows.keep, None]], [], _teachers(samples)
