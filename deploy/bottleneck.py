@@ -38,7 +38,7 @@ class Bottleneck:
 def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
     """None where the two say nothing: too close together, no learner yet, or a learner that has not begun to train."""
     elapsed = after.at - before.at
-    if elapsed <= 0 or not after.of("learner"):
+    if elapsed <= 0 or after.gauge("step") is None:
         return None
     if after.state is None:
         return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
@@ -136,7 +136,7 @@ def _fullest(after: Snapshot) -> str:
 
 def _nobody(role: str, after: Snapshot) -> Bottleneck:
     waiting = after.backlog(_INPUT[role])
-    return Bottleneck(_PLACE_OF[role], f"learner waits for scored: no {role} is alive ({waiting} {_INPUT[role]} wait for one)")
+    return Bottleneck(_PLACE_OF[role], f"learner waits for scored: no {role} is there ({waiting} {_INPUT[role]} wait for one)")
 
 
 def _plural(role: str) -> str:

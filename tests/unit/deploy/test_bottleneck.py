@@ -26,7 +26,10 @@ def state(**backlog: int) -> BusState:
 
 
 def seen(at: float, waiting: dict[str, dict[str, float]], **backlog: int) -> Snapshot:
-    reports = {f"{role}-1": Report(role=role, name=f"{role}-1", at=at, waiting=causes) for role, causes in waiting.items()}
+    reports = {
+        f"{role}-1": Report(role=role, name=f"{role}-1", at=at, waiting=causes, gauges={"step": 3} if role == "learner" else {})
+        for role, causes in waiting.items()
+    }
     return Snapshot(at, reports, state(**backlog))
 
 
@@ -107,7 +110,7 @@ def test_a_role_that_nobody_plays_comes_first(role: str, place: str, topic: str)
     before, after = seen(100, waiting), seen(110, {name: causes for name, causes in waiting.items() if name != role}, **{topic: 64})
     found = bottleneck(before, after)
     assert found is not None
-    assert (found.place, f"no {role} is alive (64 " in found.line) == (place, True)
+    assert (found.place, f"no {role} is there (64 " in found.line) == (place, True)
 
 
 def test_seconds_before_the_first_snapshot_do_not_count() -> None:
@@ -133,3 +136,9 @@ def test_without_a_learner_or_a_second_reading_nothing_is_claimed() -> None:
     assert bottleneck(now, now) is None
     assert bottleneck(seen(100, {}), seen(110, {"producer": {}, "scorer": {}})) is None
     assert bottleneck(seen(100, {}), seen(110, BUSY)) is None
+
+
+def test_a_learner_that_still_loads_is_no_bottleneck() -> None:
+    loading = Report(role="learner", name="learner-1", at=110)
+    after = seen(110, BUSY)
+    assert bottleneck(seen(100, BUSY), Snapshot(110, {**after.reports, "learner-1": loading}, after.state)) is None
