@@ -1,14 +1,16 @@
 """Messages to bytes and back, for Redis, the journal and HTTP: only data, never code (invariant P10).
 
-A frame is `RFX1 | schema u16 | kind u16 | header length u32 | header | pad to 8 | buffers`. The header is msgpack of small values; every
-array stands in it as [length, …] and its raw little-endian bytes follow in the tail, 8-byte aligned, so that decoding gives read-only
-numpy views of the frame without a copy. Anything unexpected raises WireError; nothing is allocated beyond the frame itself.
+A frame is `RFX1 | schema u16 | kind u16 | header length u32 | header | buffers`. The header is msgpack of small values; every array stands
+in it as its length, and its raw little-endian bytes follow in the tail. Header and buffers are padded to words of 4 bytes, so that
+decoding gives read-only numpy views of the frame without a copy. Anything unexpected raises WireError, whatever the bytes; nothing is
+allocated beyond the frame itself.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any  # the header's values are only known after they are checked
 
 import msgpack
@@ -41,38 +43,35 @@ _PREFIX = struct.Struct("<4sHHI")
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT8 = np.dtype("u1")
-_PADS = tuple(bytes(n) for n in range(8))
+_FINISH = ("stop", "length")
+_PADS = tuple(bytes(n) for n in range(4))
 
 Buffer = bytes | bytearray | memoryview
 Header = tuple[Any, ...]
+Parts = list[Any]  # bytes, memoryviews and C-contiguous arrays, to be joined
 
 
 def encode(message: Message) -> bytes:
     """The frame of one message."""
     kind, pack, _ = _BY_TYPE[type(message)]
-    tail: list[Buffer] = []
-    header: bytes = msgpack.packb(pack(message, tail))
-    parts: list[Buffer] = [
-        _PREFIX.pack(_MAGIC, SCHEMA, kind, len(header)),
-        header,
-        _PADS[-(_PREFIX.size + len(header)) % 8],
-    ]
-    for buffer in tail:
-        parts += (buffer, _PADS[-len(buffer) % 8])
+    parts: Parts = [b""]
+    header: bytes = msgpack.packb(pack(message, parts))
+    parts[0] = _PREFIX.pack(_MAGIC, SCHEMA, kind, len(header)) + header + _PADS[-len(header) % 4]
     return b"".join(parts)
 
 
 def decode(frame: Buffer, expect: type[Message] | tuple[type[Message], ...] | None = None) -> Message:
     """The message of one frame; arrays are read-only views into it. Raises WireError."""
+    if type(frame) is not bytes:
+        frame = memoryview(frame).toreadonly().cast("B")
     kind, header, tail_at = _open(frame)
     try:
-        reader = _Tail(memoryview(frame).toreadonly(), tail_at)
-        unpack = _BY_KIND[kind]
-        message = unpack(header, reader)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise WireError(f"a frame of kind {kind} has a malformed header: {error}") from error
-    if reader.at != len(frame):
-        raise WireError(f"a frame of kind {kind} has {len(frame) - reader.at} bytes too many or too few")
+        tail = _Tail(frame, tail_at)
+        message = _BY_KIND[kind](header, tail)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"a frame of kind {kind} is malformed: {error}") from error
+    if tail.at != tail.size:
+        raise WireError(f"a frame of kind {kind} has {4 * (tail.size - tail.at)} bytes too many")
     if expect is not None and not isinstance(message, expect):
         raise WireError(f"expected {expect}, got a {type(message).__name__}")
     return message
@@ -87,166 +86,207 @@ def _open(frame: Buffer) -> tuple[int, Header, int]:
     if schema != SCHEMA:
         raise WireError(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
     end = _PREFIX.size + length
-    if length > MAX_HEADER_BYTES or end > len(frame):
-        raise WireError(f"a header of {length} bytes does not fit its frame")
+    if length > MAX_HEADER_BYTES or end + -length % 4 > len(frame):
+        raise WireError(f"a header of {length} bytes does not fit its frame of {len(frame)}")
     try:
-        header = msgpack.unpackb(memoryview(frame)[_PREFIX.size : end], use_list=False)
+        header = msgpack.unpackb(frame[_PREFIX.size : end], use_list=False)
     except (ValueError, msgpack.UnpackException) as error:
         raise WireError(f"a header that is no msgpack: {error}") from error
-    if not isinstance(header, tuple):
+    if type(header) is not tuple:
         raise WireError("a header that is no array")
-    return kind, header, end + -end % 8
+    return kind, header, end + -length % 4
 
 
 class _Tail:
-    """Hands out the buffers behind the header, in order."""
+    """Hands out the buffers behind the header, in order; it is looked at as words of int32."""
 
-    __slots__ = ("at", "frame")
+    __slots__ = ("at", "int_words", "size")
 
-    def __init__(self, frame: Buffer, at: int) -> None:
-        self.frame = frame
-        self.at = at
+    def __init__(self, frame: bytes | memoryview, start: int) -> None:
+        self.int_words = np.frombuffer(frame, _INT32, -1, start) if start < len(frame) else np.empty(0, _INT32)
+        self.at = 0
+        self.size = len(self.int_words)
 
-    def array(self, dtype: np.dtype[Any], count: int) -> Any:
+    def ints(self, count: int) -> Any:
         start = self.at
-        if count <= 0:
-            if count:
-                raise ValueError(f"an array of {count} elements")
-            return np.empty(0, dtype)
-        self.at = start + (count * dtype.itemsize + 7 & -8)
-        return np.frombuffer(self.frame, dtype, count, start)
+        self.at = end = start + count
+        if not start <= end <= self.size:
+            raise ValueError(f"a buffer of {count} words does not fit")
+        return self.int_words[start:end]
 
-    def matrix(self, dtype: np.dtype[Any], rows: int, columns: int) -> Any:
-        if rows < 0 or columns < 0:
-            raise ValueError(f"a matrix of {rows} x {columns}")
-        return self.array(dtype, rows * columns).reshape(rows, columns)
+    def floats(self, count: int) -> Any:
+        return self.ints(count).view(_FLOAT32)
 
-    def bytes(self, size: int) -> memoryview:
-        start = self.at
-        if not 0 <= size <= len(self.frame) - start:
-            raise ValueError(f"a buffer of {size} bytes does not fit")
-        self.at = start + size + -size % 8
-        return memoryview(self.frame)[start : start + size]
+    def bytes(self, count: int) -> Any:
+        words = self.ints((count + 3) // 4 if count > 0 else count)
+        return words.view(_UINT8)[:count]
 
 
-def _put(tail: list[Buffer], array: Any, dtype: np.dtype[Any]) -> int:
-    """Appends the raw bytes; the number of elements goes to the header."""
+def _put(parts: Parts, array: Any, dtype: np.dtype[Any]) -> int:
+    """Appends the raw bytes of an array of 4-byte elements; the number of elements goes to the header."""
     if array.dtype != dtype or not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array, dtype)
-    tail.append(array.data.cast("B") if array.size else b"")
-    return int(array.size)
+        array = _converted(array, dtype)
+    parts.append(array)
+    size: int = array.size
+    return size
 
 
-def _pack_ticket(t: Ticket, tail: list[Buffer]) -> Header:
+def _put_bytes(parts: Parts, buffer: Any) -> int:
+    parts += (buffer, _PADS[-len(buffer) % 4])
+    return len(buffer)
+
+
+def _converted(array: Any, dtype: np.dtype[Any]) -> Any:
+    converted = np.ascontiguousarray(array, dtype)
+    if dtype.kind != "f" and not np.array_equal(converted, array):
+        raise ValueError(f"an array of {array.dtype} with values that {dtype} cannot hold")
+    return converted
+
+
+def _pack_ticket(t: Ticket, parts: Parts) -> Header:
     s = t.sampling
-    return (
-        t.seq,
-        t.attempt,
-        t.prompt_id,
-        _put(tail, t.prompt_ids, _INT32),
-        (s.temperature, s.max_new_tokens, s.stop_token_ids, s.top_p, s.top_k),
-        t.slip,
-        t.min_version,
-        dict(t.metadata),
-    )
+    sampling = (s.temperature, s.max_new_tokens, s.stop_token_ids, s.top_p, s.top_k)
+    length = _put(parts, t.prompt_ids, _INT32)
+    return (t.seq, t.attempt, t.prompt_id, length, sampling, t.slip, t.min_version, dict(t.metadata))
 
 
 def _unpack_ticket(h: Header, tail: _Tail) -> Ticket:
-    seq, attempt, prompt_id, count, sampling, slip, min_version, metadata = h
-    _check(type(seq) is int and type(attempt) is int and type(prompt_id) is str and type(metadata) is dict, "a ticket")
-    shares = tuple(TeacherShare(name, weight) for name, weight in slip)
-    prompt = tail.array(_INT32, count)
-    return Ticket(seq, attempt, prompt_id, prompt, Sampling(*sampling), shares, Version(*min_version), metadata)
+    seq, attempt, prompt_id, length, sampling, slip, min_version, metadata = h
+    if not (type(seq) is type(attempt) is int and type(prompt_id) is str and type(metadata) is dict):
+        raise ValueError("not a ticket")
+    for name, value in metadata.items():
+        if not (type(name) is type(value) is str):
+            raise ValueError("metadata that is not text")
+    return Ticket(seq, attempt, prompt_id, tail.ints(length), _sampling(sampling), _slip(slip), _version(min_version), metadata)
 
 
-def _pack_rollout(r: Rollout, tail: list[Buffer]) -> Header:
+def _pack_rollout(r: Rollout, parts: Parts) -> Header:
     c = r.completion
-    length = _put(tail, c.response_ids, _INT32)
-    _check(_put(tail, c.logprobs, _FLOAT32) == length, "as many log-probabilities as response ids")
+    length = _put(parts, c.response_ids, _INT32)
+    _must_be(_put(parts, c.logprobs, _FLOAT32) == length, "as many log-probabilities as response ids")
     if c.response_mask is not None:
-        _check(_put(tail, c.response_mask, _UINT8) == length, "as long a mask as the response")
-    return (length, c.response_mask is not None, c.versions, c.finish_reason, _pack_ticket(r.ticket, tail))
+        mask = np.ascontiguousarray(c.response_mask, _UINT8)
+        _must_be(_put_bytes(parts, mask) == length, "as long a mask as the response")
+    return (length, c.response_mask is not None, c.versions, c.finish_reason, _pack_ticket(r.ticket, parts))
 
 
 def _unpack_rollout(h: Header, tail: _Tail) -> Rollout:
     length, masked, versions, finish_reason, ticket = h
-    ids, logprobs = tail.array(_INT32, length), tail.array(_FLOAT32, length)
-    mask = tail.array(_UINT8, length) if masked else None
-    spans = tuple(Span(*span) for span in versions)
-    _check(sum(span.tokens for span in spans) == length, "versions that cover the response")
-    _check(finish_reason in ("stop", "length"), "a finish reason")
-    return Rollout(_unpack_ticket(ticket, tail), Completion(ids, logprobs, spans, finish_reason, mask))
+    ids, logprobs = tail.ints(length), tail.floats(length)
+    mask = tail.bytes(length) if masked else None
+    spans, covered = [], 0
+    for term, step, tokens, exact in versions:
+        if not (type(term) is type(step) is type(tokens) is int and type(exact) is bool and tokens >= 0):
+            raise ValueError("not a span of versions")
+        spans.append(Span(term, step, tokens, exact))
+        covered += tokens
+    if covered != length or finish_reason not in _FINISH:
+        raise ValueError("not versions that cover the response, or no finish reason")
+    return Rollout(_unpack_ticket(ticket, tail), Completion(ids, logprobs, tuple(spans), finish_reason, mask))
 
 
-def _pack_score(s: TeacherScore, tail: list[Buffer]) -> Header:
-    length = _put(tail, s.logprobs, _FLOAT32)
-    width = 0
-    if s.top_ids is not None and s.top_logprobs is not None:
-        width = s.top_ids.shape[1]
-        _check(s.top_ids.shape == s.top_logprobs.shape == (length, width), "top-k arrays [T, K]")
-        _put(tail, s.top_ids, _INT32)
-        _put(tail, s.top_logprobs, _FLOAT32)
+def _pack_score(s: TeacherScore, parts: Parts) -> Header:
+    length = _put(parts, s.logprobs, _FLOAT32)
+    if s.top_ids is None or s.top_logprobs is None:
+        return (s.teacher, s.digest, length, 0, s.clamped)
+    width = s.top_ids.shape[1]
+    _must_be(s.top_ids.shape == s.top_logprobs.shape == (length, width), "top-k arrays [T, K]")
+    _put(parts, s.top_ids, _INT32)
+    _put(parts, s.top_logprobs, _FLOAT32)
     return (s.teacher, s.digest, length, width, s.clamped)
 
 
 def _unpack_score(h: Header, tail: _Tail) -> TeacherScore:
     teacher, digest, length, width, clamped = h
-    _check(type(teacher) is str and type(digest) is str, "a teacher score")
-    logprobs = tail.array(_FLOAT32, length)
+    if not (type(teacher) is type(digest) is str and type(length) is type(width) is type(clamped) is int and width >= 0):
+        raise ValueError("not a teacher's score")
+    logprobs = tail.floats(length)
     if not width:
         return TeacherScore(teacher, digest, logprobs, None, None, clamped)
-    return TeacherScore(teacher, digest, logprobs, tail.matrix(_INT32, length, width), tail.matrix(_FLOAT32, length, width), clamped)
+    count = length * width
+    top_ids, top_logprobs = tail.ints(count).reshape(length, width), tail.floats(count).reshape(length, width)
+    return TeacherScore(teacher, digest, logprobs, top_ids, top_logprobs, clamped)
 
 
-def _pack_scored(s: ScoredRollout, tail: list[Buffer]) -> Header:
-    return (_pack_rollout(s.rollout, tail), tuple(_pack_score(score, tail) for score in s.scores))
+def _pack_scored(s: ScoredRollout, parts: Parts) -> Header:
+    return (_pack_rollout(s.rollout, parts), [_pack_score(score, parts) for score in s.scores])
 
 
 def _unpack_scored(h: Header, tail: _Tail) -> ScoredRollout:
-    rollout = _unpack_rollout(h[0], tail)
-    scores = tuple(_unpack_score(score, tail) for score in h[1])
-    _check(all(len(s.logprobs) == len(rollout.completion.response_ids) for s in scores), "as many scores as response ids")
+    rolled, scored = h
+    rollout = _unpack_rollout(rolled, tail)
+    scores = tuple([_unpack_score(score, tail) for score in scored])
+    for score in scores:
+        if len(score.logprobs) != len(rollout.completion.response_ids):
+            raise ValueError("not as many scores as response ids")
     return ScoredRollout(rollout, scores)
 
 
-def _pack_evaluated(e: Evaluated, tail: list[Buffer]) -> Header:
-    return (e.evaluation, e.index, e.version, e.correct, _put(tail, e.response_ids, _INT32), e.finish_reason)
+def _pack_evaluated(e: Evaluated, parts: Parts) -> Header:
+    return (e.evaluation, e.index, e.version, e.correct, _put(parts, e.response_ids, _INT32), e.finish_reason)
 
 
 def _unpack_evaluated(h: Header, tail: _Tail) -> Evaluated:
     evaluation, index, version, correct, length, finish_reason = h
-    return Evaluated(evaluation, index, Version(*version), correct, tail.array(_INT32, length), finish_reason)
+    _must_be(type(evaluation) is str and type(index) is int and type(correct) is bool and finish_reason in _FINISH, "a judged answer")
+    return Evaluated(evaluation, index, _version(version), correct, tail.ints(length), finish_reason)
 
 
-def _pack_record(r: StepRecord, tail: list[Buffer]) -> Header:
-    tail += r.payloads
-    sizes = tuple(len(payload) for payload in r.payloads)
+def _pack_record(r: StepRecord, parts: Parts) -> Header:
+    sizes = [_put_bytes(parts, payload) for payload in r.payloads]
     return (r.term, r.step, r.seqs, r.attempts, r.cursor, r.digest, sizes, r.masked_tokens)
 
 
 def _unpack_record(h: Header, tail: _Tail) -> StepRecord:
     term, step, seqs, attempts, cursor, digest, sizes, masked = h
-    _check(len(seqs) == len(attempts) == len(sizes), "a step record with one payload per seq")
-    return StepRecord(term, step, seqs, attempts, cursor, digest, tuple(tail.bytes(size) for size in sizes), masked)
+    _must_be(type(seqs) is type(attempts) is tuple and len(seqs) == len(attempts) == len(sizes), "a record with one payload per seq")
+    _must_be(all(type(n) is int for n in (term, step, cursor, masked, *seqs, *attempts)) and type(digest) is str, "a step record")
+    return StepRecord(term, step, seqs, attempts, cursor, digest, tuple([tail.bytes(size).data for size in sizes]), masked)
 
 
-def _pack_manifest(m: WeightManifest, tail: list[Buffer]) -> Header:  # noqa: ARG001
+def _pack_manifest(m: WeightManifest, parts: Parts) -> Header:  # noqa: ARG001
     return (m.version, m.kind, m.directory, m.files, dict(m.tensors), m.base)
 
 
 def _unpack_manifest(h: Header, tail: _Tail) -> WeightManifest:  # noqa: ARG001
     version, kind, directory, files, tensors, base = h
-    _check(kind in ("full", "delta") and type(directory) is str and type(tensors) is dict, "a weight manifest")
-    listed = tuple(WeightFile(*file) for file in files)
-    return WeightManifest(Version(*version), kind, directory, listed, tensors, None if base is None else Version(*base))
+    _must_be(kind in ("full", "delta") and type(directory) is str and type(tensors) is dict, "a weight manifest")
+    _must_be(all(type(name) is type(digest) is str for name, digest in tensors.items()), "a digest for every tensor")
+    listed = tuple([WeightFile(name, size, sha256) for name, size, sha256 in files])
+    _must_be(all(type(f.name) is type(f.sha256) is str and type(f.bytes) is int for f in listed), "a list of files")
+    return WeightManifest(_version(version), kind, directory, listed, tensors, None if base is None else _version(base))
 
 
-def _check(holds: bool, what: str) -> None:
+@lru_cache(maxsize=1024)
+def _version(pair: tuple[int, int]) -> Version:
+    term, step = pair
+    _must_be(type(term) is type(step) is int, "a version")
+    return Version(term, step)
+
+
+@lru_cache(maxsize=64)
+def _sampling(fields: Header) -> Sampling:
+    temperature, max_new_tokens, stops, top_p, top_k = fields
+    _must_be(
+        type(max_new_tokens) is type(top_k) is int and isinstance(temperature, float | int) and isinstance(top_p, float | int), "sampling"
+    )
+    _must_be(type(stops) is tuple and all(type(token) is int for token in stops), "stop token ids")
+    return Sampling(temperature, max_new_tokens, stops, top_p, top_k)
+
+
+@lru_cache(maxsize=256)
+def _slip(shares: tuple[Header, ...]) -> tuple[TeacherShare, ...]:
+    slip = tuple([TeacherShare(teacher, weight) for teacher, weight in shares])
+    _must_be(all(type(s.teacher) is str and isinstance(s.weight, float | int) for s in slip), "a slip of teachers")
+    return slip
+
+
+def _must_be(holds: bool, what: str) -> None:
     if not holds:
         raise ValueError(f"not {what}")
 
 
-Pack = Callable[[Any, list[Buffer]], Header]
+Pack = Callable[[Any, Parts], Header]
 Unpack = Callable[[Header, _Tail], Message]
 _KINDS: Sequence[tuple[int, type[Message], Pack, Unpack]] = (
     (1, Ticket, _pack_ticket, _unpack_ticket),
