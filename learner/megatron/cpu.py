@@ -6,11 +6,10 @@ to be in place before Megatron is first imported; importing `learner.megatron` s
 
 What is rewritten, and why:
 - the device name "cuda" and `torch.cuda.current_device()`: scratch tensors (token counts, norms, loss scales, gradient
-  buffers, rotary frequencies) are created on a device that is spelled out;
+  buffers) are created on a device that is spelled out;
 - "torch.cuda.FloatTensor" and its siblings: the optimizer and gradient clipping tell dtypes apart by the *name* of a
   tensor's type, which carries the device;
-- `torch.cuda.synchronize()`: checkpointing and point-to-point code wait for a stream that does not exist;
-- `x.cuda()`: moves copies of tied embeddings to the device;
+- `x.cuda()`: optimizer state is moved to the device before ranks gather it for a checkpoint;
 - `torch.cuda.manual_seed`, `torch.cuda.get_rng_state` and the two functions in `_BODIES`: Megatron forks the device's
   random stream for parallel dropout and replays it when it recomputes activations; here the CPU's stream is the device's;
 - `torch.compile` in Megatron's `jit`: decorators of fused kernels, which only configurations for CUDA call, load the whole
@@ -31,25 +30,18 @@ import torch
 _MODULES = frozenset(
     f"megatron.core.{name}"
     for name in (
-        "dist_checkpointing.exchange_utils",
-        "dist_checkpointing.strategies.fully_parallel",
         "distributed.param_and_grad_buffer",
         "jit",
-        "models.common.embeddings.rotary_pos_embedding",
-        "models.common.language_module.language_module",
         "optimizer.clip_grads",
         "optimizer.distrib_optimizer",
         "optimizer.optimizer",
-        "pipeline_parallel.p2p_communication",
         "pipeline_parallel.schedules",
-        "tensor_parallel.layers",
-        "tensor_parallel.mappings",
         "tensor_parallel.random",
         "utils",
     )
 )
 _LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
-_CALLS = {"torch.cuda.current_device": "'cpu'", "torch.cuda.synchronize": "None"}
+_CALLS = {"torch.cuda.current_device": "'cpu'"}
 _CALLEES = {"torch.cuda.manual_seed": "torch.manual_seed", "torch.cuda.get_rng_state": "torch.get_rng_state"}
 _VALUES = {"torch.compile": "noop_decorator"}
 _BODIES = {

@@ -39,6 +39,6 @@ def test_a_parallel_random_stream_is_forked_and_comes_back(make_trainer: MakeTra
 
 
 def test_devices_and_type_names_are_rewritten() -> None:
-    source = "a = x.cuda() if t.type() == 'torch.cuda.FloatTensor' else torch.zeros(1, device='cuda')"
+    source = "a = t.type() == 'torch.cuda.FloatTensor' or torch.zeros(1, device=torch.cuda.current_device()) or b.cuda()"
     rewritten = ast.unparse(cpu._Rewrite().visit(ast.parse(source)))
-    assert rewritten == "a = x.cpu() if t.type() == 'torch.FloatTensor' else torch.zeros(1, device='cpu')"
+    assert rewritten == "a = t.type() == 'torch.FloatTensor' or torch.zeros(1, device='cpu') or b.cpu()"
