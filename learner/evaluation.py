@@ -46,9 +46,9 @@ class Evaluation:
         return Version(self.term, self.step)
 
     @property
-    def pass_at_1(self) -> float:
-        """Share of right answers."""
-        return self.correct / self.n if self.n else 0.0
+    def pass_at_1(self) -> float | None:
+        """Share of right answers; None where nobody answered."""
+        return self.correct / self.n if self.n else None
 
 
 class Evaluator:
@@ -95,7 +95,8 @@ class Evaluator:
     @property
     def best(self) -> Evaluation | None:
         """The best so far, the later of equals."""
-        return max(self.done.values(), key=lambda one: (one.pass_at_1, one.step), default=None)
+        answered = [one for one in self.done.values() if one.n]
+        return max(answered, key=lambda one: (one.correct / one.n, one.step), default=None)
 
     async def run(self, manifest: WeightManifest) -> Evaluation:
         """Asks about the published version and waits for its answers."""
@@ -121,7 +122,9 @@ class Evaluator:
         with self._directory.evaluations.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._directory.open_evaluation.unlink()
-        self._pulse.set(evaluating="", accuracy=result.pass_at_1, accuracy_step=result.step)
+        self._pulse.set(evaluating="", accuracy_step=result.step)
+        if result.pass_at_1 is not None:
+            self._pulse.set(accuracy=result.pass_at_1)
         _log.info("evaluated", extra=line)
 
     async def _collect(self, version: Version) -> dict[int, Evaluated]:

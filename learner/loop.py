@@ -23,7 +23,7 @@ from learner.keeping import Keeping
 from learner.ledger import Ledger, Prepared
 from learner.maths import MathsThread, Trainer
 from learner.metrics import Metrics
-from learner.publish import Background, Publisher
+from learner.publish import Background, Publisher, end
 from learner.schedule import learning_rate
 from learner.tally import Tally
 
@@ -114,9 +114,8 @@ class Loop:
 
     async def abandon(self) -> None:
         """Ends what runs beside the loop."""
-        if self._preparing is not None and not self._preparing.done():
-            self._preparing.cancel()
-            await asyncio.wait([self._preparing])
+        if self._preparing is not None:
+            await end(self._preparing)
         await self._publication.close()
         await self._evaluation.close()
 
@@ -218,6 +217,8 @@ class Loop:
 
     # ---- waiting ---------------------------------------------------------------------------------------------------------------
     def _check(self) -> None:
+        if self._preparing is not None and self._preparing.done():
+            self._preparing.result()
         self._publication.check()
         self._evaluation.check()
 

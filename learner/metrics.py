@@ -112,4 +112,5 @@ def write_tensorboard(directory: RunDirectory) -> None:
                 writer.add_scalar(name, value, line["step"], walltime=line["at"])
         for text in directory.evaluations.read_text().splitlines() if directory.evaluations.exists() else ():
             line = json.loads(text)
-            writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])
+            if line["n"]:
+                writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])

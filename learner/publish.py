@@ -94,9 +94,16 @@ class Background:
     async def close(self) -> None:
         """Cancels it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end(self._task)
             self._task = None
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancels it; what it failed with is not wanted any more."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
 
 
 async def _run(work: Callable[[], Awaitable[Any]]) -> None:

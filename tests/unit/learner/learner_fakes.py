@@ -77,9 +77,7 @@ class FakeQuestions:
 
     def tickets(self, evaluation, version):
         metadata = {"evaluation": evaluation, "answer": "1"}
-        return [
-            Ticket(index, 0, str(index), np.array([1], np.int32), SAMPLING, (), version, metadata) for index in range(self.count)
-        ]
+        return [Ticket(index, 0, str(index), np.array([1], np.int32), SAMPLING, (), version, metadata) for index in range(self.count)]
 
 
 class FakeTrainer:

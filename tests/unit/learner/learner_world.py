@@ -85,7 +85,7 @@ class World:
         self.url, self.name = url, name
         self.store = DirectoryStore(self.config.weight_directory)
         self.questions = FakeQuestions(questions)
-        self.trainer = None
+        self.trainer = self.worker = None
         self.lives = 0
         self.version = None  # what the producer samples with
         self.sampling = asyncio.Event()
@@ -154,6 +154,7 @@ class World:
                 keeper=keeper,
                 stopping=stopping or asyncio.Event(),
             )
+            self.worker = worker
             mine = trainer or FakeTrainer()
 
             def build(config, pulse):

@@ -1,0 +1,225 @@
+"""Staleness, stragglers, evaluations: who waits for whom, and that everybody goes on."""
+
+import asyncio
+import itertools
+import json
+
+import pytest
+from learner_world import World
+
+from common.bus.embedded import EmbeddedServer
+from common.codec import decode
+from common.messages import Version, WeightManifest
+
+_names = itertools.count()
+
+
+@pytest.fixture
+async def world(tmp_path):
+    async with EmbeddedServer.start(tmp_path / "server") as server:
+        yield lambda **settings: World(tmp_path, server.url, f"pace{next(_names)}", **settings)
+
+
+async def test_staleness_zero_is_strictly_synchronous(world):
+    run = world(max_staleness=0)
+    async with run.workers():
+        result = await run.finish()
+    assert set(result["staleness"]["histogram"]) == {"0"}
+    assert result["versions"] == 9, "one before the first step and one after each"
+
+
+async def test_every_step_is_published_once_and_versions_grow(world):
+    run = world()
+    async with run.workers():
+        await run.finish()
+        async with run.connect("reader") as bus:
+            log = [decode(payload, WeightManifest).version for _, payload in await bus.weights_after("0", 0)]
+    assert log == sorted(set(log))
+    assert log[-1] == Version(1, 8)
+    assert run.published() == [f"term000001-step{step:08}" for step in (6, 7, 8)], "weights.keep"
+
+
+async def test_a_publication_interval_wider_than_the_window_does_not_starve_the_run(world):
+    run = world(max_staleness=1, weights={"publish_every": 5})
+    async with run.workers():
+        result = await run.finish()
+    assert result["versions"] == 5, "steps 0, 2, 4, 6, 8"
+
+
+@pytest.mark.parametrize("straggler", ["mask", "retry", "wait"])
+async def test_a_straggler_is_masked_sampled_again_or_waited_for(world, straggler):
+    run = world(straggler=straggler, max_attempts=9)
+    slow = asyncio.Event()
+    hand_off_slowly(run, slow, seq=1)
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        await asyncio.sleep(1.2)
+        steps = run.trainer.steps
+        slow.set()
+        await asyncio.wait_for(life, 20)
+        result = await run.check()
+    if straggler == "wait":
+        assert steps == 0
+        assert result["retried"] == {}
+    else:
+        assert steps > 1, "the others went on"
+        assert result["retried"] == {"stale": 1}
+
+
+def hand_off_slowly(run, slow, seq):
+    """The producer's first attempt at `seq` comes out late, with the weights it began with; others overtake it."""
+    sample, late = run._sample, []
+
+    async def later(bus, move):
+        await slow.wait()
+        await bus.hand_off([move])
+
+    def deliver(lease, ticket):
+        move = sample(lease, ticket)
+        if ticket.seq == seq and ticket.attempt == 0:
+            late.append(move)
+            return None
+        return move
+
+    async def produce(bus):
+        while True:
+            for lease in await bus.lease(["tickets"], 2, 0.02):
+                from common.messages import Ticket
+
+                ticket = decode(lease.payload, Ticket)
+                while run.version is None or run.version < ticket.min_version:
+                    await asyncio.sleep(0.002)
+                move = deliver(lease, ticket)
+                if move is not None:
+                    await bus.hand_off([move])
+            if late:
+                await bus.renew([move.lease for move in late])
+            if late and slow.is_set():
+                await bus.hand_off([late.pop()])
+
+    run._produce = produce
+
+
+async def test_evaluations_come_before_every_n_and_after_with_their_own_version(world):
+    run = world(questions=4, evaluation={"every": 3})
+    async with run.workers():
+        result = await run.finish()
+    assert [one["step"] for one in result["evaluations"]] == [0, 3, 6, 8]
+    assert result["pass_at_1"] == {"before": 0.5, "after": 0.5, "n": 4, "best": 0.5}
+    assert all(sampled == asked for sampled, asked, _ in run.evaluated_while)
+
+
+async def test_while_an_evaluation_is_open_nothing_newer_is_published_and_training_uses_up_its_window(world):
+    run = world(questions=2, max_staleness=2)
+    run.answering.clear()
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        await asyncio.sleep(1.0)
+        assert run.version == Version(1, 0)
+        assert run.trainer.steps == 3, "the window of three batches, then it waits"
+        run.answering.set()
+        await asyncio.wait_for(life, 20)
+        await run.check()
+
+
+async def test_an_evaluation_that_the_bus_lost_is_asked_again(world):
+    run = world(questions=3)
+    run.answering.clear()
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        await asyncio.sleep(0.6)
+        await run.wipe()
+        run.answering.set()
+        await asyncio.wait_for(life, 20)
+        result = await run.check()
+    assert result["pass_at_1"]["n"] == 3
+    assert result["evaluations"][0]["n"] == 3
+
+
+async def test_an_evaluation_that_a_crash_cut_short_is_finished_with_the_same_version(world):
+    run = world(questions=2)
+    run.answering.clear()
+    async with run.workers():
+        await run.crash(plan=("settle", "after", 2))
+        run.answering.set()
+        result = await run.finish()
+    assert [one["step"] for one in result["evaluations"]] == [0, 8]
+    assert run.evaluated_while[0][0] == Version(1, 0), "the version that the first life published"
+
+
+async def test_an_evaluation_that_nobody_answers_ends_with_its_deadlines(world):
+    run = world(questions=2, steps=2, evaluation={"deadline_s": 0.2})
+    run.answering.clear()
+    async with run.workers():
+        result = await run.finish()
+    assert result["pass_at_1"] == {"before": None, "after": None, "n": 0, "best": None}
+
+
+async def test_the_best_version_is_what_is_exported_when_asked(world):
+    run = world(questions=2, evaluation={"every": 2, "keep_best": True})
+    answer = run._answer
+
+    def better_at_four(lease, ticket):
+        from dataclasses import replace
+
+        from common.codec import encode
+        from common.messages import Evaluated
+
+        move = answer(lease, ticket)
+        one = decode(move.payload, Evaluated)
+        return replace(move, payload=encode(replace(one, correct=one.version.step == 4)))
+
+    run._answer = better_at_four
+    async with run.workers():
+        await run.finish()
+    from safetensors.torch import load_file
+
+    assert load_file(run.directory.model / "model.safetensors")["weight"][0] == 4.0
+
+
+async def test_a_pause_stops_admission_and_names_it(world):
+    run = world()
+    async with run.workers(), run.connect("user") as bus:
+        await bus.pause(True)
+        life = asyncio.create_task(run.life())
+        await asyncio.sleep(0.8)
+        assert run.trainer.steps == 0
+        assert run.worker.pulse.report().state == "waits for admission"
+        await bus.pause(False)
+        await asyncio.wait_for(life, 20)
+        await run.check()
+
+
+@pytest.mark.parametrize(("slow", "cause"), [("sampling", "scored"), ("publishing", "publication")])
+async def test_a_starving_learner_names_what_it_waits_for(world, slow, cause):
+    run = world(max_staleness=0)
+    run.sampling.clear()
+    gate = asyncio.Event()
+    if slow == "publishing":
+        run.sampling.set()
+        put = run.store.put
+
+        async def late(version, tensors):
+            if version.step == 1:
+                await gate.wait()
+            return await put(version, tensors)
+
+        run.store.put = late
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        await asyncio.sleep(0.8)
+        assert run.worker.pulse.report().state == f"waits for {cause}"
+        gate.set()
+        run.sampling.set()
+        await asyncio.wait_for(life, 20)
+        await run.check()
+
+
+async def test_metrics_have_one_line_for_each_step(world):
+    run = world()
+    async with run.workers():
+        await run.finish()
+    lines = [json.loads(text) for text in run.directory.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {"loss", "kl", "grad_norm", "lr", "tokens", "staleness", "mixed_share", "kl_by_teacher"} <= lines[0].keys()
+    assert list(run.directory.tensorboard.glob("events.*"))
