@@ -57,7 +57,8 @@ class Answers:
         done_N = count_N == self._limit_S[index_N]
         for stop_S in self._stop_ES:
             done_N |= stop_S[index_N] == id_N
-        return index_N[done_N & (alive_N == 1)]
+        done: npt.NDArray[np.int64] = index_N[done_N & (alive_N == 1)]
+        return done
 
     def completion(self, request: Request) -> Completion:
         """Copies the row out."""

@@ -43,7 +43,7 @@ def attend_slots(query_NHD: Tensor, key_NKWD: Tensor, value_NKWD: Tensor, mask_N
     """One query per row against its columns; the additive mask hides those that hold nothing of it. Returns [N, H, D]."""
     n, h, _ = query_NHD.shape
     k, w = key_NKWD.shape[1:3]
-    query = (query_NHD * scale).view(n * k, h // k, -1)
+    query = (query_NHD * scale).reshape(n * k, h // k, -1)
     scores = torch.bmm(query, key_NKWD.view(n * k, w, -1).transpose(1, 2))
     scores.view(n, h, w).add_(mask_N1W)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
 from producers.engines.torch import attention
@@ -66,7 +67,7 @@ def _read_model(directory: Path, dtype: torch.dtype) -> Any:
         model, loading = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, attn_implementation=attention.NAME, output_loading_info=True, local_files_only=True
         )
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model.student = {directory} cannot be loaded: {_first_line(error)}") from error
     absent = sorted(str(name) for name in [*loading["missing_keys"], *loading["mismatched_keys"]])
     if absent:

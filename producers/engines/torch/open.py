@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from common.config import RunConfig
@@ -11,22 +13,24 @@ from common.pulse import Pulse
 from producers.engines.torch.batch import Batch
 from producers.engines.torch.engine import TorchEngine
 from producers.engines.torch.forward import ModelForward
+from producers.engines.torch.fused import FusedForward, can_fuse
 from producers.engines.torch.loader import Student, load_student
 from producers.engines.torch.probe import check_forward
 from producers.engines.torch.scheduler import Scheduler
 from producers.engines.torch.thread import MathsThread
 
+_EVEN = 32  # elements in an unrolled loop of the widest vectors
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_torch_engine(config: RunConfig, pulse: Pulse) -> TorchEngine:
     """Loads, probes, starts; on CUDA where there is one. Raises ConfigError for a student it cannot sample from."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    slots = config.producer.slots
+    slots = _slots(config)
     with pulse.cpu("startup"):
         student = load_student(config.model.student, dtype=_DTYPES[config.producer.dtype], device=device)
         longest = _longest_sample(config, student)
-        forward = ModelForward(student, slots=slots)
+        forward = FusedForward(student, slots=slots) if can_fuse(student) else ModelForward(student, slots=slots)
         check_forward(student, forward)
         columns = longest if config.run.deterministic else 0
         batch = Batch(forward, slots=slots, seed=config.run.seed, device=device, columns=columns)
@@ -40,6 +44,12 @@ def open_torch_engine(config: RunConfig, pulse: Pulse) -> TorchEngine:
         pulse=pulse,
     )
     return TorchEngine(student=student, maths=maths, slots=slots, spare=scheduler.chunk)
+
+
+def _slots(config: RunConfig) -> int:
+    """For bit-equal rows every element-wise kernel must come out even: its tail is computed by other instructions than its body."""
+    slots = config.producer.slots
+    return math.ceil(slots / _EVEN) * _EVEN if config.run.deterministic else slots
 
 
 def _longest_sample(config: RunConfig, student: Student) -> int:
