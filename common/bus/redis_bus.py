@@ -52,7 +52,10 @@ class RedisBus(LearnerCalls):
         options = (count, max(1, int(self._lease_s * 1000)), int(sweep), int(reclaim), len(topics))
         rows = await self._script("lease", *options, *topics, *held)
         self._losses = losses
-        return self._keep([_lease(row[0].decode(), row[1], row[2], row[3]) for row in rows])
+        leases = self._keep([_lease(row[0].decode(), row[1], row[2], row[3]) for row in rows])
+        if losses != self._client.losses and len(leases) < count:  # the reply that was lost may have held entries
+            leases += await self._poll(topics, count - len(leases))
+        return leases
 
     async def _wait(self, topics: Sequence[str], count: int, wait_s: float) -> list[Lease]:
         block = max(1, int(wait_s * 1000))

@@ -20,7 +20,18 @@ from urllib.parse import urlsplit
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as LateAnswer
 
@@ -30,8 +41,7 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 1.0
-_PASSING = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
-_FORBIDDEN = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+_FORBIDDEN = ("ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
 
 Argument = bytes | str | int | float
 
@@ -87,7 +97,7 @@ class RedisClient:
             except (LostConnection, LateAnswer, OSError) as error:  # TimeoutError is an OSError
                 await self._pause(error, tries, limit)
             except ResponseError as error:
-                if not str(error).startswith(_PASSING):
+                if not _passes(error):
                     raise self._refusal(error) from error
                 await self._pause(error, tries, limit)
             else:
@@ -146,14 +156,19 @@ class RedisClient:
             return LearnerActive(
                 f"another learner ({text.removeprefix('LEARNER ')}) works on this run: stop it, or start this one with --take-over"
             )
-        if "OOM" in text:
+        if isinstance(error, OutOfMemoryError) or "-OOM " in text:  # 6.2 wraps what a script meets
             return BusFull(f"the server at {self.address} has no memory left: raise its maxmemory, or lower learner.max_staleness")
-        if text.startswith(_FORBIDDEN):
+        if isinstance(error, NoPermissionError) or text.startswith(_FORBIDDEN):
             return self._forbidden(error)
         return BusError(f"the server at {self.address} refused a command: {text}")
 
     def _forbidden(self, error: RedisError) -> BusError:
         return BusError(f"the server at {self.address} refused the login ({error}): correct user and password in bus.url")
+
+
+def _passes(error: ResponseError) -> bool:
+    """A failover, or another client's script that runs long: the server will answer soon."""
+    return isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError) or str(error).startswith("BUSY ")
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,283 @@
+"""Admission, settling, terms and reconciliation, on every medium."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROLLOUTS, Medium, seqs, start_run, tickets
+
+from common.bus.base import EVAL, SCORED, TICKETS, Burial, DeadLetter, Move, Retry
+from common.errors import LearnerActive, Superseded
+
+
+async def advance(bus, topic, target, count=1000):
+    held = await bus.lease([topic], count, 0)
+    await bus.hand_off([Move(lease, target, lease.payload) for lease in held])
+    return await bus.lease([target], count, 0)
+
+
+async def test_admission_is_a_compare_and_set_on_the_cursor(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    assert await bus.admit(1, 0, tickets(0, 1, 2)) == 3
+    assert await bus.admit(1, 0, tickets(0, 1, 2)) == 3
+    assert await bus.admit(1, 5, tickets(5)) == 3
+    assert await bus.admit(1, 3, []) == 3
+    assert await bus.admit(1, 3, tickets(3)) == 4
+    assert seqs(await bus.lease([TICKETS], 10, 0)) == [0, 1, 2, 3]
+
+
+async def test_a_large_admission_goes_in_pieces(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1000)
+    assert await bus.admit(1, 0, tickets(*range(1000))) == 1000
+    assert seqs(await bus.lease([TICKETS], 2000, 0)) == list(range(1000))
+
+
+async def test_admission_skips_the_dead(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    assert await bus.reconcile(1, 2, 1, [0], {1: "dead before"}) == 2
+    assert await bus.admit(1, 2, tickets(2)) == 3
+    await bus.bare.reconcile(1, 3, 1, [], {4: "known from a checkpoint"})
+    assert await bus.admit(1, 3, tickets(3, 4, 5)) == 6
+    assert seqs(await bus.lease([TICKETS], 10, 0)) == [2, 3, 5]
+
+
+async def test_readmission_adds_only_what_is_neither_live_nor_dead(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 3)
+    (held,) = await bus.lease([TICKETS], 1, 0)
+    await bus.bury([Burial(held, "poison")])
+    assert await bus.readmit(1, tickets(0, 1, 2)) == 0
+    await bus.bare.reconcile(1, 5, 0, [], {})
+    assert await bus.readmit(1, tickets(0, 1, 2, 3, 4)) == 2
+    assert await bus.readmit(1, tickets(3, 4)) == 0
+    assert sorted(seqs(await bus.lease([TICKETS], 10, 0))) == [1, 2, 3, 4]
+
+
+async def test_readmission_raises_the_cursor(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    assert await bus.readmit(1, tickets(0, 1)) == 2
+    assert (await bus.state()).cursor == 2
+    assert await bus.admit(1, 2, tickets(2)) == 3
+
+
+async def test_settling_counts_each_sample_once(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 4)
+    scored = await advance(bus, TICKETS, SCORED, 3)
+    assert await bus.settle(1, [*scored, scored[0]]) == 3
+    assert await bus.settle(1, scored) == 0
+    state = await bus.state()
+    assert (state.applied, state.live, state.backlog[SCORED]) == (3, 1, 0)
+
+
+async def test_settling_is_a_no_op_where_live_names_another_entry(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 2)
+    scored = await advance(bus, TICKETS, SCORED)
+    await bus.retry([Retry(scored[0], b"again", "stale")], 3)
+    assert await bus.settle(1, scored) == 1
+    assert set(await bus.live()) == {0}
+    assert (await bus.state()).backlog[TICKETS] == 1
+
+
+async def test_discarding_leaves_what_live_names_unless_it_is_dead(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 2)
+    scored = await advance(bus, TICKETS, SCORED)
+    await bus.discard(1, scored)
+    assert set(await bus.live()) == {0, 1}
+    await bus.settle(1, scored[:1])
+    await bus.discard(1, scored[:1])
+    assert (await bus.state()).backlog[SCORED] == 1
+
+
+async def test_a_lower_term_is_refused_everywhere(medium: Medium) -> None:
+    old, new = await medium.bus(), await medium.bus()
+    await start_run(old, 2)
+    scored = await advance(old, TICKETS, SCORED)
+    await new.claim(3, "successor", 30.0, True)
+    before = await new.state()
+    calls = [
+        old.admit(1, 2, tickets(2)),
+        old.readmit(1, tickets(2)),
+        old.settle(1, scored),
+        old.discard(1, scored),
+        old.publish(1, b"manifest", 3),
+        old.reconcile(1, 9, 9, [], {}),
+        old.hold(1, "learner", 30.0),
+        old.claim(2, "learner", 30.0, True),
+        old.claim(3, "learner", 30.0, True),
+    ]
+    for call in calls:
+        with pytest.raises(Superseded, match="higher term"):
+            await call
+    after = await new.state()
+    assert (after.cursor, after.applied, after.term, after.backlog) == (before.cursor, before.applied, 3, before.backlog)
+    assert await new.weights_after("0", 0) == []
+
+
+async def test_a_higher_term_is_remembered(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    await bus.admit(4, 0, tickets(0))
+    assert (await bus.state()).term == 4
+    with pytest.raises(Superseded):
+        await bus.admit(3, 1, tickets(1))
+
+
+async def test_a_second_learner_is_refused_while_the_first_lives(medium: Medium) -> None:
+    first, second = await medium.bus(), await medium.bus()
+    await first.claim(1, "first", 0.3, False)
+    with pytest.raises(LearnerActive, match="first.*--take-over"):
+        await second.claim(2, "second", 30.0, False)
+    await asyncio.sleep(0.2)
+    await first.hold(1, "first", 0.3)
+    await asyncio.sleep(0.2)
+    with pytest.raises(LearnerActive):
+        await second.claim(2, "second", 30.0, False)
+    assert (await first.state()).term == 1
+    await asyncio.sleep(0.2)
+    await second.claim(2, "second", 30.0, False)
+
+
+async def test_taking_over_stops_the_first_learner(medium: Medium) -> None:
+    first, second = await medium.bus(), await medium.bus()
+    await first.claim(1, "first", 30.0, False)
+    await second.claim(2, "second", 30.0, True)
+    with pytest.raises(Superseded):
+        await first.hold(1, "first", 30.0)
+    await first.resign(1, "first")
+    await second.hold(2, "second", 30.0)
+    with pytest.raises(LearnerActive):
+        await first.claim(3, "third", 30.0, False)
+
+
+async def test_a_learner_that_resigned_makes_room_at_once(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "first", 30.0, False)
+    await bus.resign(1, "first")
+    await bus.claim(2, "second", 30.0, False)
+
+
+async def test_the_weights_log_is_read_from_any_entry_and_keeps_the_last(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    entries = [await bus.publish(1, b"version %d" % n, 3) for n in range(5)]
+    assert [payload for _, payload in await bus.weights_after("0", 0)] == [b"version 2", b"version 3", b"version 4"]
+    assert await bus.weights_after(entries[3], 0) == [(entries[4], b"version 4")]
+    assert await bus.weights_after(entries[4], 0.05) == []
+
+
+async def test_a_follower_that_waits_sees_a_publication_at_once(medium: Medium) -> None:
+    learner, follower = await medium.bus(), await medium.bus()
+    await learner.claim(1, "learner", 30.0, False)
+    waiting = asyncio.create_task(follower.weights_after("0", 10.0))
+    await asyncio.sleep(0.05)
+    await learner.publish(1, b"manifest", 3)
+    async with asyncio.timeout(2):
+        assert [payload for _, payload in await waiting] == [b"manifest"]
+
+
+async def test_reconciling_removes_what_is_applied_or_dead_wherever_it_is(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 6)
+    scored = await advance(bus, TICKETS, SCORED, 2)
+    rollouts = await bus.lease([TICKETS], 2, 0)
+    await bus.hand_off([Move(lease, ROLLOUTS, b"rollout") for lease in rollouts])
+    assert await bus.reconcile(1, 4, 2, [0, 2], {1: "unusable", 4: "too long"}) == 6
+    assert set(await bus.live()) == {3, 5}
+    letters = await bus.dead_letters()
+    assert {seq: letter.reason for seq, letter in letters.items()} == {1: "unusable", 4: "too long"}
+    assert letters[4] == DeadLetter(4, 0, "too long", b"ticket 4")
+    assert await bus.hand_off([Move(scored[0], ROLLOUTS, b"")]) == ["refused"]
+    assert (await bus.state()).applied == 2
+
+
+async def test_reconciling_joins_the_dead_and_forgets_those_that_are_applied(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 3)
+    held = await bus.lease([TICKETS], 2, 0)
+    await bus.bury([Burial(lease, "server's word") for lease in held])
+    await bus.reconcile(1, 3, 1, [0], {1: "learner's word"})
+    assert {seq: letter.reason for seq, letter in (await bus.dead_letters()).items()} == {1: "server's word"}
+    again = await bus.reconcile(1, 3, 1, [0], {1: "learner's word"})
+    assert (again, set(await bus.dead_letters())) == (3, {1})
+
+
+async def test_reconciling_takes_anything_that_tells_whether_a_seq_is_gone(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 4)
+
+    class Even:
+        def __contains__(self, seq: object) -> bool:
+            return isinstance(seq, int) and seq % 2 == 0
+
+    await bus.reconcile(1, 4, 2, Even(), {})
+    assert set(await bus.live()) == {1, 3}
+
+
+async def test_the_cursor_never_falls(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 5)
+    assert await bus.reconcile(1, 3, 0, [], {}) == 5
+    assert await bus.bare.reconcile(1, 8, 0, [], {}) == 8
+    assert await bus.readmit(1, tickets(5, 6, 7)) == 3
+
+
+async def test_the_incarnation_is_set_once_and_stays(medium: Medium) -> None:
+    bus = await medium.bus()
+    await bus.claim(1, "learner", 30.0, False)
+    before = (await bus.state()).incarnation
+    await bus.reconcile(1, 0, 0, [], {})
+    made = (await bus.state()).incarnation
+    await bus.reconcile(1, 0, 0, [], {})
+    assert made != before
+    assert (await bus.state()).incarnation == made
+
+
+async def test_admission_can_be_paused_for_the_whole_run(medium: Medium) -> None:
+    one, other = await medium.bus(), await medium.bus()
+    assert not await one.paused()
+    await one.pause(True)
+    assert await other.paused()
+    await other.pause(False)
+    assert not await one.paused()
+
+
+async def test_empty_calls_change_nothing(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 1)
+    assert await bus.hand_off([]) == await bus.retry([], 3) == await bus.bury([]) == await bus.renew([]) == []
+    await bus.release([])
+    await bus.discard(1, [])
+    await bus.answer([])
+    await bus.ask(EVAL, [])
+    assert await bus.settle(1, []) == await bus.readmit(1, []) == 0
+    assert (await bus.state()).cursor == 1
+
+
+async def test_a_topic_that_nobody_leased_from_yet_is_read_from_its_beginning(medium: Medium) -> None:
+    """A hand-off into a topic that nobody has leased from makes it; the first lease reads it from its beginning."""
+    bus, scorer = await medium.bus(), await medium.bus()
+    await start_run(bus, 2)
+    held = await bus.lease([TICKETS], 2, 0)
+    topic = "rollouts:a teacher of its own"
+    await bus.hand_off([Move(lease, topic, b"rollout") for lease in held])
+    assert (await bus.state()).backlog[topic] == 2
+    assert seqs(await scorer.lease([topic], 10, 0)) == [0, 1]
+
+
+def test_the_media_offer_what_the_protocol_asks() -> None:
+    from common.bus.base import Bus
+    from common.bus.memory import MemoryBus
+    from common.bus.redis_bus import RedisBus
+
+    names = {name for name in vars(Bus) if not name.startswith("_")}
+    missing = SimpleNamespace(redis=names - set(dir(RedisBus)), memory=names - set(dir(MemoryBus)))
+    assert (missing.redis, missing.memory) == (set(), set())
