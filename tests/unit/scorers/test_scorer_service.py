@@ -127,7 +127,7 @@ async def test_the_next_batch_is_leased_and_the_last_handed_off_while_one_is_sco
 
 async def test_rollouts_that_arrive_while_the_teacher_is_busy_are_scored_together() -> None:
     server = filled(1)
-    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
+    worker, teacher = worker_of(server, config_of(batch_tokens=10)), FakeTeacher("t")
     teacher.hold()
     async with serving(worker, teacher):
         await teacher.began.wait()
