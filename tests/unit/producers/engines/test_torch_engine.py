@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,14 @@ async def answers(config: RunConfig, tickets: list[Ticket]) -> dict[int, Complet
     return {each.seq: completion for each, completion in zip(tickets, done, strict=True)}
 
 
+@cache
+def eager(directory: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 def plain_logps(directory: Path, asked: Ticket, completion: Completion) -> torch.Tensor:
     """[T, V] of the eager forward pass over the whole sample."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    model = eager(directory)
     ids = torch.from_numpy(np.concatenate([asked.prompt_ids, completion.response_ids])).long()
     with torch.inference_mode():
         logits = model(input_ids=ids[None]).logits[0, len(asked.prompt_ids) - 1 : -1]
