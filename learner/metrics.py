@@ -58,7 +58,7 @@ class Metrics:
 
     def _beat(self, line: dict[str, Any], stats: StepStats, consumed: Consumed) -> None:
         gauges: dict[str, float] = {
-            name: line[name] for name in ("step", "loss", "grad_norm", "lr", "kl", "mismatch_kl", "mixed_share") if name in line
+            name: line[name] for name in ("step", "loss", "grad_norm", "lr", "kl", "behaviour_kl", "mixed_share") if name in line
         }
         gauges |= {f"kl_{teacher}": kl for teacher, kl in stats.kl_by_teacher.items()}
         trained = max(1, sum(consumed.staleness.values()))

@@ -28,9 +28,10 @@ from learner.batch import payload_digest
 from learner.training import StepStats
 
 SAMPLING = Sampling(1.0, 8, (0,))
+FIRST = Version(1, 0)
 
 
-def ticket_of(seq, attempt=0, version=Version(1, 0), teachers=("t",)):
+def ticket_of(seq, attempt=0, version=FIRST, teachers=("t",)):
     slip = tuple(TeacherShare(teacher, 1.0) for teacher in teachers)
     return Ticket(seq, attempt, str(seq), np.array([1, 2, 3], np.int32), SAMPLING, slip, version)
 

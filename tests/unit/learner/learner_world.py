@@ -101,7 +101,8 @@ class World:
     @asynccontextmanager
     async def workers(self):
         async with self.connect("producer-0") as producer, self.connect("scorer-0") as scorer:
-            async with background(self._follow(producer), self._produce(producer), self._score(scorer)):
+            work = background(self._follow(producer), self._produce(producer), self._score(scorer))
+            async with work:
                 yield
 
     async def _follow(self, bus):

@@ -1,6 +1,5 @@
 """The learner as a whole: its order of work, its crashes, its rivals."""
 
-import asyncio
 import itertools
 
 import pytest

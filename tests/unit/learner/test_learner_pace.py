@@ -9,7 +9,7 @@ from learner_world import World
 
 from common.bus.embedded import EmbeddedServer
 from common.codec import decode
-from common.messages import Version, WeightManifest
+from common.messages import Ticket, Version, WeightManifest
 
 _names = itertools.count()
 
@@ -68,32 +68,23 @@ async def test_a_straggler_is_masked_sampled_again_or_waited_for(world, straggle
 
 def hand_off_slowly(run, slow, seq):
     """The producer's first attempt at `seq` comes out late, with the weights it began with; others overtake it."""
-    sample, late = run._sample, []
+    late = []
 
-    async def later(bus, move):
-        await slow.wait()
-        await bus.hand_off([move])
-
-    def deliver(lease, ticket):
-        move = sample(lease, ticket)
+    async def work(bus, lease):
+        ticket = decode(lease.payload, Ticket)
+        while run.version is None or run.version < ticket.min_version:
+            await asyncio.sleep(0.002)
+        move = run._sample(lease, ticket)
         if ticket.seq == seq and ticket.attempt == 0:
             late.append(move)
-            return None
-        return move
+        else:
+            await bus.hand_off([move])
 
     async def produce(bus):
         while True:
             for lease in await bus.lease(["tickets"], 2, 0.02):
-                from common.messages import Ticket
-
-                ticket = decode(lease.payload, Ticket)
-                while run.version is None or run.version < ticket.min_version:
-                    await asyncio.sleep(0.002)
-                move = deliver(lease, ticket)
-                if move is not None:
-                    await bus.hand_off([move])
-            if late:
-                await bus.renew([move.lease for move in late])
+                await work(bus, lease)
+            await bus.renew([move.lease for move in late])
             if late and slow.is_set():
                 await bus.hand_off([late.pop()])
 
