@@ -44,16 +44,37 @@ local function owned(topic, entry, seq, attempt)
   return pending[1][4]
 end
 
-local function add(topic, seq, attempt, payload)
+local known_topics = {}
+
+-- Appends to a topic; returns what `live` has to say of it.
+local function append(topic, seq, attempt, payload)
   local entry = redis.call('XADD', key(topic), '*', 'seq', seq, 'attempt', attempt, 'payload', payload)
-  redis.call('SADD', key('topics'), topic)
-  if in_ledger(topic) then redis.call('HSET', key('live'), seq, entry .. ' ' .. attempt .. ' ' .. topic) end
+  if not known_topics[topic] then redis.call('SADD', key('topics'), topic) end
+  known_topics[topic] = true
+  return entry .. ' ' .. attempt .. ' ' .. topic
 end
 
-local function remove(topic, entry)
-  redis.pcall('XACK', key(topic), GROUP, entry)
-  redis.call('XDEL', key(topic), entry)
-  redis.call('HDEL', key('alone'), topic .. ' ' .. entry)
+local function add(topic, seq, attempt, payload)
+  local record = append(topic, seq, attempt, payload)
+  if in_ledger(topic) then redis.call('HSET', key('live'), seq, record) end
+end
+
+local function remove(topic, ...)
+  redis.pcall('XACK', key(topic), GROUP, ...)
+  redis.call('XDEL', key(topic), ...)
+  if redis.call('EXISTS', key('alone')) == 1 then
+    for _, entry in ipairs({...}) do redis.call('HDEL', key('alone'), topic .. ' ' .. entry) end
+  end
+end
+
+-- `by_topic`: topic -> entries.
+local function remove_all(by_topic)
+  for topic, entries in pairs(by_topic) do remove(topic, unpack(entries)) end
+end
+
+local function collect(by_topic, topic, entry)
+  by_topic[topic] = by_topic[topic] or {}
+  table.insert(by_topic[topic], entry)
 end
 
 local function payload_of(topic, entry)

@@ -2,15 +2,18 @@
 return once(function()
   local refused = fence(ARGV[3])
   if refused then return refused end
-  local settled = 0
+  local leaving, settled, seqs = {}, {}, {}
   for i = 4, #ARGV, 4 do
     local topic, entry, seq, attempt = unpack(ARGV, i, i + 3)
-    if named(topic, entry, seq, attempt) then
-      remove(topic, entry)
-      redis.call('HDEL', key('live'), seq)
-      settled = settled + 1
+    if not settled[seq] and named(topic, entry, seq, attempt) then
+      settled[seq] = true
+      seqs[#seqs + 1] = seq
+      collect(leaving, topic, entry)
     end
   end
-  if settled > 0 then redis.call('HINCRBY', key('state'), 'applied', settled) end
-  return settled
+  if #seqs == 0 then return 0 end
+  remove_all(leaving)
+  redis.call('HDEL', key('live'), unpack(seqs))
+  redis.call('HINCRBY', key('state'), 'applied', #seqs)
+  return #seqs
 end)
