@@ -30,10 +30,11 @@ def launch(student: Path, directory: Path, *, ranks: int, tensor_parallel: int =
         environment = os.environ | {name: str(value) for name, value in place.items()} | paths
         command = [sys.executable, rank_program.__file__, student, out, str(tensor_parallel), directory / "state"]
         processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(100) for process in processes] == [0] * ranks
+    assert [process.wait(250) for process in processes] == [0] * ranks
     return [json.loads(out.read_text()) for out in outs]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_processes_find_the_losses_of_one(
     tensor_parallel: int, tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer

@@ -98,10 +98,11 @@ def test_a_loaded_checkpoint_takes_the_very_next_step(
     first = make_trainer(student, dtype=dtype)
     run(first, 2)
     first.save(tmp_path / "state")
-    expected = run(first, 3)
+    drawn, expected = torch.rand(3), run(first, 3)
     weights = first.export(torch.float32)
     second = make_trainer(student, dtype=dtype)
     second.load(tmp_path / "state")
+    assert torch.equal(torch.rand(3), drawn)
     found = run(second, 3)
     assert [(s.step, s.loss, s.grad_norm) for s in found] == [(s.step, s.loss, s.grad_norm) for s in expected]
     again = second.export(torch.float32)
