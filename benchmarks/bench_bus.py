@@ -1,6 +1,6 @@
 """CPU microseconds per sample in each hop of the bus: server's and client's, at 37 and 2000 response tokens with a top-8, in batches.
 
-    python -m benchmarks.bench_bus [--samples N] [--batch N] [--server PROGRAM]
+python -m benchmarks.bench_bus [--samples N] [--batch N] [--server PROGRAM]
 """
 
 from __future__ import annotations
@@ -88,18 +88,19 @@ async def measure(bus: Bus, meter: Meter, carried: dict[str, bytes], samples: in
 
 async def bench(samples: int, batch: int, server: Path | None) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        async with EmbeddedServer.start(Path(directory), binary=server) as running:
-            options = {"run": "bench", "name": "bench", "lease_s": 600.0, "outage_timeout_s": 10.0}
-            async with connect_url(running.url, **options) as bus:
-                await bus.claim(1, "bench", 600.0, False)
-                first = 0
-                for tokens, count in ((37, samples), (2000, max(batch, samples // 8))):
-                    carried = payloads(tokens)
-                    await measure(bus, Meter(psutil.Process(running.pid)), carried, batch, batch, first)  # warms up
-                    meter = Meter(psutil.Process(running.pid))
-                    await measure(bus, meter, carried, count, batch, first + batch)
-                    first += batch + count
-                    report(meter, tokens, count, batch, carried)
+        async with (
+            EmbeddedServer.start(Path(directory), binary=server) as running,
+            connect_url(running.url, run="bench", name="bench", lease_s=600.0, outage_timeout_s=10.0) as bus,
+        ):
+            await bus.claim(1, "bench", 600.0, False)
+            first = 0
+            for tokens, count in ((37, samples), (2000, max(batch, samples // 8))):
+                carried = payloads(tokens)
+                await measure(bus, Meter(psutil.Process(running.pid)), carried, batch, batch, first)  # warms up
+                meter = Meter(psutil.Process(running.pid))
+                await measure(bus, meter, carried, count, batch, first + batch)
+                first += batch + count
+                report(meter, tokens, count, batch, carried)
 
 
 def report(meter: Meter, tokens: int, samples: int, batch: int, carried: dict[str, bytes]) -> None:

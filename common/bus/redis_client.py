@@ -24,6 +24,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
+    InvalidResponse,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -94,7 +95,7 @@ class RedisClient:
                 reply = await self._once(arguments, timeout_s)
             except (AuthenticationError, AuthorizationError) as error:
                 raise self._forbidden(error) from error
-            except (LostConnection, LateAnswer, OSError) as error:  # TimeoutError is an OSError
+            except (LostConnection, LateAnswer, InvalidResponse, OSError) as error:  # TimeoutError is an OSError
                 await self._pause(error, tries, limit)
             except ResponseError as error:
                 if not _passes(error):
@@ -105,6 +106,13 @@ class RedisClient:
                     log.info("the server answers again", extra={"server": self.address, "tries": tries})
                 return reply
             tries += 1
+
+    async def answers(self, timeout_s: float = 1.0) -> bool:
+        """Whether the server answers now; tries once."""
+        try:
+            return bool(await self._once(("PING",), timeout_s) == b"PONG")
+        except (RedisError, OSError):
+            return False
 
     async def aclose(self) -> None:
         """Closes what is idle; calls under way close theirs when cancelled."""

@@ -195,7 +195,7 @@ async def test_a_server_that_hangs_is_given_up_within_the_outage_timeout(own_med
     try:
         for call in (bus.state(), bus.lease([TICKETS], 1, 0.2), bus.beat("worker", b"", 1.0)):
             begin = time.monotonic()
-            with pytest.raises(BusUnreachable, match="no answer.*outage_timeout_s"):
+            with pytest.raises(BusUnreachable, match=r"no answer.*outage_timeout_s"):
                 await call
             assert time.monotonic() - begin < 2
     finally:

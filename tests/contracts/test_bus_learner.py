@@ -134,7 +134,7 @@ async def test_a_higher_term_is_remembered(medium: Medium) -> None:
 async def test_a_second_learner_is_refused_while_the_first_lives(medium: Medium) -> None:
     first, second = await medium.bus(), await medium.bus()
     await first.claim(1, "first", 0.3, False)
-    with pytest.raises(LearnerActive, match="first.*--take-over"):
+    with pytest.raises(LearnerActive, match=r"first.*--take-over"):
         await second.claim(2, "second", 30.0, False)
     await asyncio.sleep(0.2)
     await first.hold(1, "first", 0.3)
@@ -263,7 +263,6 @@ async def test_empty_calls_change_nothing(medium: Medium) -> None:
 
 
 async def test_a_topic_that_nobody_leased_from_yet_is_read_from_its_beginning(medium: Medium) -> None:
-    """A hand-off into a topic that nobody has leased from makes it; the first lease reads it from its beginning."""
     bus, scorer = await medium.bus(), await medium.bus()
     await start_run(bus, 2)
     held = await bus.lease([TICKETS], 2, 0)
