@@ -123,7 +123,7 @@ def _check_record(record: StepRecord, line: Line, latest: Version, applications:
         raise _Violation(f"{where} follows version {tuple(latest)}: versions must grow")
     applications.update(record.seqs)
     for seq in record.seqs:
-        if applications[seq] > 1 or line.has(seq):
+        if applications[seq] > 1 or seq in line:
             raise _Violation(f"seq {seq} is applied again in {where}", seq)
         if seq >= record.cursor:
             raise _Violation(f"seq {seq} of {where} was never admitted: the cursor is {record.cursor}", seq)
@@ -153,9 +153,9 @@ def _check_samples(record: StepRecord, max_staleness: int, report: AuditReport) 
 
 
 def _check_checkpoint(line: Line, kept: Line) -> None:
-    differing = [seq for seq in range(max(line.cursor, kept.cursor)) if line.has(seq) != kept.has(seq)]
+    differing = [seq for seq in range(max(line.cursor, kept.cursor)) if (seq in line) != (seq in kept)]
     if differing:
-        says = "has" if kept.has(differing[0]) else "lacks"
+        says = "has" if differing[0] in kept else "lacks"
         raise _Violation(f"the checkpoint of {tuple(kept.version)} {says} seq {differing[0]}, against the journal", differing[0])
 
 
@@ -169,11 +169,11 @@ def _compare_with_bus(line: Line, bus: BusView, unsettled_at_most: int) -> None:
     state = bus.state
     if state.cursor != state.live + state.applied + state.dead:
         raise _Violation(f"the ledger: cursor {state.cursor} is not live {state.live} + applied {state.applied} + dead {state.dead}")
-    unsettled = [seq for seq in bus.live if line.has(seq)]
+    unsettled = [seq for seq in bus.live if seq in line]
     if len(unsettled) > unsettled_at_most:
         raise _Violation(f"{len(unsettled)} applied samples are still live on the bus, such as {unsettled[0]}", unsettled[0])
     for seq in range(state.cursor):
-        places = line.has(seq) + (seq in bus.live) + (seq in bus.dead) - (seq in bus.live and line.has(seq))
+        places = ((seq in line) or (seq in bus.live)) + (seq in bus.dead)
         if places != 1:
             raise _Violation(f"seq {seq} is in {places} of applied, live and dead", seq)
 

@@ -34,9 +34,9 @@ class Holding:
     async def take_in(self, leases: Sequence[Lease]) -> None:
         """Sorts freshly leased entries: held, or done with."""
         self._keeper.hold(leases)
-        applied = [lease for lease in leases if self._line.has(lease.seq)]
+        applied = [lease for lease in leases if lease.seq in self._line]
         dead = [lease for lease in leases if lease.seq in self._line.dead]
-        rest = [lease for lease in leases if not self._line.has(lease.seq) and lease.seq not in self._line.dead]
+        rest = [lease for lease in leases if lease.seq not in self._line and lease.seq not in self._line.dead]
         if applied:
             await self._settle_again(applied)
         if dead:

@@ -6,7 +6,7 @@ with the window and the dead, not with the run. All numbers below `low` are appl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,16 @@ class Line:
         """How many samples are in the model."""
         return self.low - len(self.skipped) + len(self.above)
 
-    def has(self, seq: int) -> bool:
+    def __contains__(self, seq: object) -> bool:
         """Whether the sample is in the model."""
+        assert isinstance(seq, int)
         return seq in self.above or (seq < self.low and seq not in self.skipped)
 
     def apply(self, record: StepRecord) -> None:
         """The record's step happened: its samples are in."""
         assert record.step == self.step + 1, f"step {record.step} after step {self.step}"
         assert len(set(record.seqs)) == len(record.seqs), f"step {record.step} names a seq twice"
-        twice = [seq for seq in record.seqs if self.has(seq)]
+        twice = [seq for seq in record.seqs if seq in self]
         assert not twice, f"step {record.step} names {twice} again"
         for seq in record.seqs:
             self.dead.pop(seq, None)
@@ -58,7 +59,7 @@ class Line:
 
     def bury(self, dead: Mapping[int, str]) -> None:
         """These samples will not be tried again; those in the model stay there."""
-        self.dead.update({seq: reason for seq, reason in dead.items() if not self.has(seq)})
+        self.dead.update({seq: reason for seq, reason in dead.items() if seq not in self})
         self._raise_low()
 
     def begin(self, term: int) -> None:
@@ -75,10 +76,6 @@ class Line:
     def first(self, count: int) -> list[int]:
         """The `count` smallest numbers below the cursor that are neither applied nor dead: what strict order trains next."""
         return self.missing(())[:count]
-
-    def applied_among(self, seqs: Iterable[int]) -> list[int]:
-        """Those that are in the model."""
-        return [seq for seq in seqs if self.has(seq)]
 
     def _raise_low(self) -> None:
         while self.low in self.above or self.low in self.dead:

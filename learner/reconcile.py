@@ -38,8 +38,7 @@ async def reconcile(
 async def _agree(bus: Bus, line: Line) -> None:
     letters = await bus.dead_letters()
     line.bury({seq: letter.reason for seq, letter in letters.items()})
-    gone = line.applied_among({*letters, *await bus.live()})
-    line.cursor = max(line.cursor, await bus.reconcile(line.term, line.cursor, line.applied, gone, line.dead))
+    line.cursor = max(line.cursor, await bus.reconcile(line.term, line.cursor, line.applied, line, line.dead))
 
 
 async def _publish_again(bus: Bus, term: int, manifest: WeightManifest, keep: int) -> None:

@@ -1,20 +1,15 @@
 """The learner as a whole: its order of work, its crashes, its rivals."""
 
-import itertools
+from functools import partial
 
 import pytest
 from learner_fakes import FakeTrainer
 from learner_world import Crash, World
 
-from common.bus.embedded import EmbeddedServer
-
-_names = itertools.count()
-
 
 @pytest.fixture
-async def world(tmp_path):
-    async with EmbeddedServer.start(tmp_path / "server") as server:
-        yield lambda **settings: World(tmp_path, server.url, f"run{next(_names)}", **settings)
+def world(tmp_path):
+    return partial(World, tmp_path)
 
 
 async def test_a_run_trains_every_sample_once_and_leaves_its_record(world):

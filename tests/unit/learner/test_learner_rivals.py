@@ -1,8 +1,8 @@
 """Lost servers, zombies, torn disks, signals."""
 
 import asyncio
-import itertools
 import threading
+from functools import partial
 
 import pytest
 from learner_fakes import FakeTrainer, background
@@ -13,13 +13,10 @@ from common.errors import LearnerActive, Superseded
 from common.messages import Version
 from learner import checkpoint, journal
 
-_names = itertools.count()
-
 
 @pytest.fixture
-async def world(tmp_path):
-    async with EmbeddedServer.start(tmp_path / "server") as server:
-        yield lambda **settings: World(tmp_path, server.url, f"rivals{next(_names)}", **settings)
+def world(tmp_path):
+    return partial(World, tmp_path)
 
 
 class SteppingTrainer(FakeTrainer):
@@ -181,3 +178,17 @@ async def test_the_dead_are_replaced_and_counted(world):
         result = await run.check()
     assert result["ledger"] == {"admitted": 26, "applied": 24, "live": 0, "dead": 2}
     assert list(result["dead"].values()) == ["poison", "poison"]
+
+
+@pytest.mark.redis
+async def test_a_real_server_that_comes_back_empty_and_a_crash_change_nothing(tmp_path):
+    async with EmbeddedServer.start(tmp_path / "server") as server:
+        run, trainer = World(tmp_path, url=server.url), SteppingTrainer(4)
+        async with run.workers():
+            await run.crash(plan=("settle", "after", 2))
+            life = asyncio.create_task(run.life(trainer=trainer))
+            await until(trainer.reached)
+            await run.wipe()
+            trainer.go.set()
+            await asyncio.wait_for(life, 20)
+            await run.check()

@@ -18,7 +18,7 @@ def test_a_seq_is_never_applied_twice():
     line.apply(record_from(1, 1, [0, 2]))
     with pytest.raises(AssertionError, match="again"):
         line.apply(record_from(1, 2, [2, 3]))
-    assert not line.has(3), "a refused record changes nothing"
+    assert 3 not in line, "a refused record changes nothing"
 
 
 def test_a_record_that_names_a_seq_twice_is_refused():
@@ -30,7 +30,7 @@ def test_the_low_water_mark_passes_the_dead_without_applying_them():
     line = Line(cursor=4)
     line.apply(bare_record(1, [0, 2]))
     line.bury({1: "poison"})
-    assert (line.low, line.applied, line.has(1), line.missing(())) == (3, 2, False, [3])
+    assert (line.low, line.applied, 1 in line, line.missing(())) == (3, 2, False, [3])
 
 
 def test_a_dead_sample_that_is_revived_can_still_be_applied():
@@ -40,7 +40,7 @@ def test_a_dead_sample_that_is_revived_can_still_be_applied():
     del line.dead[1]
     assert line.missing(()) == [1]
     line.apply(bare_record(2, [1]))
-    assert line.has(1)
+    assert 1 in line
     assert line.applied == 3
 
 
@@ -74,7 +74,7 @@ def test_the_line_agrees_with_a_plain_set(batches, dead):
             line.bury({seq: "why"})
             buried |= {seq} - applied
     line = Line.from_json(line.to_json())
-    assert {seq for seq in range(41) if line.has(seq)} == applied
+    assert {seq for seq in range(41) if seq in line} == applied
     assert set(line.dead) == buried
     assert line.applied == len(applied)
     assert line.missing({5, 6}) == [seq for seq in range(41) if seq not in applied | buried | {5, 6}]
