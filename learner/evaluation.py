@@ -148,7 +148,8 @@ class Evaluator:
         """Until all are there, the bus has lost some, or the deadline passes."""
         deadline = time.monotonic() + self._section.deadline_s
         while len(answers) < wanted and time.monotonic() < deadline:
-            leases = await self._bus.lease([EVALUATED], _LEASE, _WAIT_S)
+            left = max(0.01, min(_WAIT_S, deadline - time.monotonic()))
+            leases = await self._bus.lease([EVALUATED], _LEASE, left)
             for lease in leases:
                 one = _answer(lease.payload)
                 if one is not None and one.evaluation == name and one.version == version:

@@ -212,7 +212,7 @@ class Loop:
         """Until publication and evaluation are over, or a signal comes."""
         while (self._publication.busy or self._evaluation.busy) and not self._stopped:
             self._check()
-            await self._look("publication")
+            await self._look(self._publishing)
         self._check()
 
     # ---- waiting ---------------------------------------------------------------------------------------------------------------
@@ -240,5 +240,9 @@ class Loop:
         if self._ledger.blocked:
             return "admission"
         if self._ledger.in_flight < self._config.learner.batch_size and (self._publication.busy or self._publisher.gated):
-            return "publication"
+            return self._publishing
         return "scored"
+
+    @property
+    def _publishing(self) -> str:
+        return "evaluation" if self._publisher.gated else "publication"

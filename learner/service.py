@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from common.config import RunConfig
 from common.errors import RefluxError
 from common.messages import WeightManifest
@@ -248,4 +250,8 @@ class _Life:
         reports = [Report.decode(raw) for raw in (await self._worker.bus.reports()).values()]
         for report in [*reports, self._worker.pulse.report()]:
             self._tally.cpu_s[f"{report.role}/{report.name}"] = report.process_s
+        for rank in psutil.Process().children() if self._worker.config.learner.ranks > 1 else ():
+            with suppress(psutil.NoSuchProcess):
+                times = rank.cpu_times()
+                self._tally.cpu_s[f"learner/{self._worker.name}-{rank.pid}"] = times.user + times.system
         self._keeping.count_time(self._tally)
