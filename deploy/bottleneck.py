@@ -68,15 +68,20 @@ def _busiest(shares: Mapping[str, Mapping[str, float]]) -> Place:
 def _mean_shares(before: Snapshot, after: Snapshot, role: str, elapsed: float) -> dict[str, float]:
     """cause → share of the time that a worker of the role lost to it, over the workers seen in both snapshots."""
     pairs = [(before.reports[report.name], report) for report in after.of(role) if report.name in before.reports]
-    causes = {cause for _, report in pairs for cause in report.waiting}
-    shares = {cause: sum(_share(old, new, cause, elapsed) for old, new in pairs) / len(pairs) for cause in causes}
-    return shares | {"": 0.0} if pairs else {}
+    each = [_shares(old, new, elapsed) for old, new in pairs]
+    causes = {cause for shares in each for cause in shares}
+    means = {cause: sum(shares.get(cause, 0.0) for shares in each) / len(each) for cause in causes}
+    return means | {"": 0.0} if pairs else {}
 
 
-def _share(old: Report, new: Report, cause: str, elapsed: float) -> float:
-    """At most 1: waits of several tasks of one worker overlap."""
+def _shares(old: Report, new: Report, elapsed: float) -> dict[str, float]:
+    """Of one worker. Waits of its tasks overlap one another and its own work; together they cannot exceed the time it did not compute."""
     seconds = new.at - old.at or elapsed
-    return min(1.0, max(0.0, new.waiting.get(cause, 0.0) - old.waiting.get(cause, 0.0)) / seconds)
+    idle = min(1.0, max(0.0, 1.0 - (new.process_s - old.process_s) / seconds))
+    shares = {cause: max(0.0, spent - old.waiting.get(cause, 0.0)) / seconds for cause, spent in new.waiting.items()}
+    together = sum(shares.values())
+    scale = min(1.0, idle / together) if together else 1.0
+    return {cause: share * scale for cause, share in shares.items()}
 
 
 def _total(shares: Mapping[str, float], causes: frozenset[str]) -> float:
@@ -90,11 +95,16 @@ def _victim(place: Place, shares: Mapping[str, Mapping[str, float]]) -> str:
         return f"{_plural(role)} for Redis"
     if place == "training":
         idle = shares["producer"].get("tickets", 0.0)
-        return f"producers wait for tickets ({idle:.0%} of the time)" if idle >= 1 - _HARDLY_WAITS else "the learner never waits"
+        return f"producers wait for tickets ({idle:.0%} of the time)" if idle >= 1 - _HARDLY_WAITS else _learner_alone(shares)
     if place == "publishing":
         waits = shares["producer"].get("weights", 0.0) >= shares["learner"].get("publication", 0.0)
         return "producers wait for weights" if waits else "learner waits for the publication"
     return f"learner waits for scored ({shares['learner'].get('scored', 0.0):.0%} of the time)"
+
+
+def _learner_alone(shares: Mapping[str, Mapping[str, float]]) -> str:
+    waits = _total(shares["learner"], _BETWEEN)
+    return "the learner never waits" if waits < 0.01 else f"the learner waits only {waits:.0%} of the time"
 
 
 def _verdict(place: Place) -> str:

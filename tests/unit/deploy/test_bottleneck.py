@@ -77,6 +77,15 @@ def test_producers_that_wait_for_weights_name_publishing() -> None:
     assert line == "producers wait for weights: publishing weights is the bottleneck (100% of the time)"
 
 
+def test_waits_of_tickets_while_the_engine_computes_do_not_count_as_idleness() -> None:
+    before = seen(100, BUSY)
+    after = seen(110, BUSY | {"producer": {"weights": 400.0}, "learner": {"scored": 2.5}})
+    computing = replace(after.reports["producer-1"], process_s=6.0)
+    found = bottleneck(before, replace(after, reports={**after.reports, "producer-1": computing}))
+    assert found is not None
+    assert found.place != "publishing"
+
+
 def test_a_slow_server_is_named_whoever_waits_for_it() -> None:
     waiting = {"learner": {"scored": 6.0}, "producer": {"bus": 2.0}, "scorer": {"bus": 7.0, "rollouts": 2.0}}
     place, line = line_after_10_s(waiting)
