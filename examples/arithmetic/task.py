@@ -15,26 +15,27 @@ HERE = Path(__file__).resolve().parent
 CHARACTERS = "0123456789+-=#"
 LAST_NUMBER = r"(\d+)\D*$"
 OPERATIONS = (3, 4, 5)
+NUMBERS = tuple(range(10, 100))
 MAX_NEW_TOKENS = 48
 """The longest right answer is 43 tokens: a total, 5 steps of 7 characters, `#` and the result, the end."""
 
 
-def draw_prompt(rng: Random, operations: Sequence[int] = OPERATIONS) -> str:
-    total = rng.randint(10, 99)
+def draw_prompt(rng: Random, numbers: Sequence[int] = NUMBERS) -> str:
+    total = rng.choice(numbers)
     prompt = str(total)
-    for _ in range(rng.choice(operations)):
-        number = rng.randint(10, 99)
+    for _ in range(rng.choice(OPERATIONS)):
+        number = rng.choice(numbers)
         subtract = number <= total and rng.random() < 0.5
         prompt += f"{'-' if subtract else '+'}{number}"
         total += -number if subtract else number
     return f"{prompt}="
 
 
-def draw_fresh_prompts(rng: Random, count: int, taken: Set[str] = frozenset(), operations: Sequence[int] = OPERATIONS) -> list[str]:
+def draw_fresh_prompts(rng: Random, count: int, taken: Set[str] = frozenset(), numbers: Sequence[int] = NUMBERS) -> list[str]:
     """`count` different prompts, none of them in `taken`."""
     fresh: dict[str, None] = {}
     while len(fresh) < count:
-        prompt = draw_prompt(rng, operations)
+        prompt = draw_prompt(rng, numbers)
         if prompt not in taken:
             fresh[prompt] = None
     return list(fresh)
