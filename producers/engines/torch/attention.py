@@ -32,11 +32,16 @@ def attend(
         raise ValueError(f"attention with {', '.join(unknown)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is None:
-        grouped = query.shape[1] != key.shape[1]
-        out = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2), None
+        return attend_causal(query, key, value, scale), None
     n, h, _, _ = query.shape
     return attend_slots(query.view(n, h, -1), key, value, attention_mask.view(n, 1, -1), scale)[:, None], None
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Prompts against themselves: query [M, H, P, D], key and value [M, K, P, D] → [M, P, H, D]."""
+    grouped = query.shape[1] != key.shape[1]
+    out = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
 
 
 def attend_slots(query_NHD: Tensor, key_NKWD: Tensor, value_NKWD: Tensor, mask_N1W: Tensor, scale: float) -> Tensor:

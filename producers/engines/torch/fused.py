@@ -1,36 +1,37 @@
-"""The decode step of the Qwen3, Qwen2 and Llama family written out: the same mathematics as the modelling code in a third of the calls.
+"""The forward pass of the Qwen3, Qwen2 and Llama family written out: the same mathematics as the modelling code in a third of the calls.
 
 At this size Python and small kernels are the cost of a step, not arithmetic. The query, key and value matrices of a layer become one, gate
-and up another; the model's own parameters turn into views of them, so prefill still goes through the modelling code, there is one
-copy of the weights, and a swap in place reaches both. The start-up probe compares this path, too, with the eager forward pass.
+and up another; the model's own parameters turn into views of them, so there is one copy of the weights and a swap in place reaches it.
+The start-up probe compares this path, too, with the modelling code's eager forward pass.
 
-Letters: N rows, H heads, K key-value heads, D head width, F hidden width, V vocabulary.
+Letters: T tokens, N rows, M newcomers, P longest prompt, H heads, K key-value heads, D head width, F hidden width, W columns, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from producers.engines.torch.attention import attend_slots
+from producers.engines.torch.attention import attend_causal, attend_slots
 from producers.engines.torch.cache import SlotCache
-from producers.engines.torch.forward import ModelForward
 from producers.engines.torch.loader import Student
 
 _FAMILY = {"Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM"}
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # cos and sin depend on the position alone
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]  # query [T, H, D], key, value [T, K, D], layer, scale → [T, H·D]
+
+
 class FusedForward:
-    """A Forward. `student.model` must be one that `can_fuse`."""
+    """A Forward. `student` must be one that `can_fuse`."""
 
     def __init__(self, student: Student, *, slots: int) -> None:
-        self._prompts = ModelForward(student, slots=slots)
-        self.cache: SlotCache = self._prompts.cache
+        self.cache = SlotCache(slots=slots, dtype=student.dtype, device=student.device)
         model = student.model
         self._embedding: Any = model.model.embed_tokens
         self._norm: Any = model.model.norm
@@ -39,17 +40,41 @@ class FusedForward:
         self._layers = [_Layer(index, layer) for index, layer in enumerate(model.model.layers)]
 
     def prefill(self, ids_MP: Tensor, lengths_M: Tensor, rows_M: Tensor) -> Tensor:
-        """See Forward."""
-        return self._prompts.prefill(ids_MP, lengths_M, rows_M)
+        """See Forward. A causal pass needs no mask: padding stands after every real token."""
+        m, p = ids_MP.shape
+        self.cache.admit(rows_M, lengths_M)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float) -> Tensor:
+            query, key, value = (each.reshape(m, p, *each.shape[1:]).transpose(1, 2) for each in (query, key, value))
+            self.cache.update(key, value, layer)
+            return attend_causal(query, key, value, scale).flatten(2).flatten(0, 1)
+
+        place_MP = torch.arange(p, device=ids_MP.device).expand(m, p)
+        x_TF = self._through(ids_MP.flatten(), place_MP.flatten(), p, attend)
+        last_M = torch.arange(m, device=ids_MP.device) * p + lengths_M - 1
+        return self._logits(x_TF[last_M])
 
     def decode(self, ids_N: Tensor, reach: int) -> Tensor:
         """See Forward."""
-        mask_N1W = self.cache.start_decode(len(ids_N), reach)[:, 0]
-        cos_N1D, sin_N1D = self._rope.at(self.cache.position_S1[: len(ids_N), 0], reach)
-        x_NF = functional.embedding(ids_N, self._embedding.weight)
-        for layer in self._layers:
-            x_NF = layer(x_NF, self.cache, mask_N1W, cos_N1D, sin_N1D)
+        n = len(ids_N)
+        mask_N1W = self.cache.start_decode(n, reach)[:, 0]
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float) -> Tensor:
+            return attend_slots(query, *self.cache.update(key, value, layer), mask_N1W, scale).view(n, -1)
+
+        x_NF = self._through(ids_N, self.cache.position_S1[:n, 0], reach, attend)
         self.cache.end_decode()
+        return self._logits(x_NF)
+
+    def _through(self, ids_T: Tensor, position_T: Tensor, reach: int, attend: Attend) -> Tensor:
+        """All layers; T tokens at positions below `reach`."""
+        cos_T1D, sin_T1D = self._rope.at(position_T, reach)
+        x_TF = functional.embedding(ids_T, self._embedding.weight)
+        for layer in self._layers:
+            x_TF = layer(x_TF, cos_T1D, sin_T1D, attend)
+        return x_TF
+
+    def _logits(self, x_NF: Tensor) -> Tensor:
         return functional.linear(_rms(x_NF, self._norm), self._head.weight)
 
 
@@ -75,27 +100,26 @@ class _Layer:
         self._down: Any = mlp.down_proj
         self._q_norm: Any = getattr(attention, "q_norm", None)
         self._k_norm: Any = getattr(attention, "k_norm", None)
-        self._width: int = attention.head_dim
-        self._heads = attention.q_proj.out_features // self._width
-        self._kv_heads = attention.k_proj.out_features // self._width
+        self._heads: int = attention.q_proj.out_features // attention.head_dim
+        self._kv_heads: int = attention.k_proj.out_features // attention.head_dim
         self._scale: float = attention.scaling
         self._middle: int = mlp.gate_proj.out_features
 
-    def __call__(self, x_NF: Tensor, cache: SlotCache, mask_N1W: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-        x_NF = _add_linear(x_NF, self._attend(_rms(x_NF, self._before), cache, mask_N1W, cos_N1D, sin_N1D), self._out)
-        gate_up = functional.linear(_rms(x_NF, self._after), self._gate_up, self._gate_up_bias)
-        return _add_linear(x_NF, functional.silu(gate_up[:, : self._middle]).mul_(gate_up[:, self._middle :]), self._down)
+    def __call__(self, x_TF: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
+        h, k = self._heads, self._kv_heads
+        qkv = functional.linear(_rms(x_TF, self._before), self._qkv, self._qkv_bias).view(len(x_TF), h + 2 * k, -1)
+        rotated = self._rotate(qkv[:, : h + k], cos_T1D, sin_T1D)
+        heard = attend(rotated[:, :h], rotated[:, h:], qkv[:, h + k :], self._index, self._scale)
+        x_TF = _add_linear(x_TF, heard, self._out)
+        gate_up = functional.linear(_rms(x_TF, self._after), self._gate_up, self._gate_up_bias)
+        return _add_linear(x_TF, functional.silu(gate_up[:, : self._middle]).mul_(gate_up[:, self._middle :]), self._down)
 
-    def _attend(self, x_NF: Tensor, cache: SlotCache, mask_N1W: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-        n, h = len(x_NF), self._heads
-        qkv = functional.linear(x_NF, self._qkv, self._qkv_bias).view(n, -1, self._width)
-        rotating, value = qkv[:, : h + self._kv_heads], qkv[:, h + self._kv_heads :]
+    def _rotate(self, raw: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """Queries and keys [T, H + K, D], normalised where the architecture does so, then turned to their positions."""
         if self._q_norm is not None:
-            rotating = torch.cat((_rms(rotating[:, :h], self._q_norm), _rms(rotating[:, h:], self._k_norm)), 1)
-        first, second = rotating.chunk(2, -1)
-        rotated = torch.addcmul(rotating * cos_N1D, torch.cat((second, first), -1), sin_N1D)
-        keys, values = cache.update(rotated[:, h:], value, self._index)
-        return attend_slots(rotated[:, :h], keys, values, mask_N1W, self._scale).view(n, -1)
+            raw = torch.cat((_rms(raw[:, : self._heads], self._q_norm), _rms(raw[:, self._heads :], self._k_norm)), 1)
+        first, second = raw.chunk(2, -1)
+        return torch.addcmul(raw * cos_T1D, torch.cat((second, first), -1), sin_T1D)
 
 
 class _Rope:

@@ -27,13 +27,12 @@ def open_torch_engine(config: RunConfig, pulse: Pulse) -> TorchEngine:
     """Loads, probes, starts; on CUDA where there is one. Raises ConfigError for a student it cannot sample from."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     slots = _slots(config)
-    with pulse.cpu("startup"):
-        student = load_student(config.model.student, dtype=_DTYPES[config.producer.dtype], device=device)
-        longest = _longest_sample(config, student)
-        forward = FusedForward(student, slots=slots) if can_fuse(student) else ModelForward(student, slots=slots)
-        check_forward(student, forward)
-        columns = longest if config.run.deterministic else 0
-        batch = Batch(forward, slots=slots, seed=config.run.seed, device=device, columns=columns)
+    student = load_student(config.model.student, dtype=_DTYPES[config.producer.dtype], device=device)
+    longest = _longest_sample(config, student)
+    forward = FusedForward(student, slots=slots) if can_fuse(student) else ModelForward(student, slots=slots)
+    check_forward(student, forward)
+    columns = longest if config.run.deterministic else 0
+    batch = Batch(forward, slots=slots, seed=config.run.seed, device=device, columns=columns)
     scheduler = Scheduler(slots=slots, refill_share=config.producer.refill_share)
     maths = MathsThread(
         model=student.model,
