@@ -46,19 +46,11 @@ def _say(text: str, code: int) -> int:
 
 def _serve(config: RunConfig, *, take_over: bool, argv: Sequence[str]) -> int:
     async def body(worker: Worker) -> None:
-        from learner.ranks import start_ranks, watch_ranks
+        from learner.ranks import ranks_beside
         from learner.service import learn
 
-        ranks = await start_ranks(config.learner.ranks, argv)
-        done = False
-        try:
-            await learn(worker, take_over=take_over, beside=[lambda: watch_ranks(ranks)])
-            done = True
-        finally:
-            for process in ranks:
-                if not done and process.returncode is None:
-                    process.kill()
-                await process.wait()
+        async with ranks_beside(config.learner.ranks, argv) as watch:
+            await learn(worker, take_over=take_over, beside=[watch])
 
     code = run_service("learner", body, lambda: config)
     sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 Guarantees: every rank decodes the same record and makes the same samples from it, takes its share by the same arithmetic, and all compare a
 checksum before the step; only numbers and raw bytes travel between them, never pickles; a rank that dies ends the others with its name.
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who is who, as torchrun sets them; `start_ranks` sets them on one machine.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who is who, as torchrun sets them; `ranks_beside` sets them on one machine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import signal
 import socket
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from common.codec import decode, encode
 from common.config import RunConfig
+from common.errors import RefluxError
 from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 _STEP, _EXPORT, _SAVE, _LOAD, _CLOSE = range(5)
 _IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to train on
+_LOOK_S = 0.25
+_GRACE_LOOKS = 8
+_GOODBYE_S = 5.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -52,8 +57,7 @@ class RankedTrainer:
             frame = encode(record)
             self._tell(_STEP, frame, lr)
             _agree(zlib.crc32(frame), self._group)
-        with self._pulse.cpu("step"):
-            return self._trainer.step(_share(self._trainer, samples), self._loss, lr)
+        return self._trainer.step(_share(self._trainer, samples), self._loss, lr)
 
     def export(self) -> Mapping[str, torch.Tensor]:
         """A copy of the weights."""
@@ -89,7 +93,7 @@ def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
     from learner.losses import loss_for
     from learner.megatron.trainer import MegatronTrainer
 
-    return RankedTrainer(MegatronTrainer.build(settings(config)), config=config, loss=loss_for(config.loss), pulse=pulse)
+    return RankedTrainer(MegatronTrainer.build(settings(config), pulse), config=config, loss=loss_for(config.loss), pulse=pulse)
 
 
 def settings(config: RunConfig) -> TrainerSettings:
@@ -160,8 +164,8 @@ def _share(trainer: MegatronTrainer, samples: Sequence[TrainingSample]) -> Seque
     return [samples[index] for index in share_out([sample.length for sample in samples], size)[rank]]
 
 
-async def start_ranks(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Process]:
-    """Starts ranks 1 … count − 1 on this machine and makes this process rank 0; nothing where torchrun did so already."""
+async def _start(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Process]:
+    """On this machine, with this process as rank 0; none where torchrun has started them already."""
     if count == 1 or "WORLD_SIZE" in os.environ:
         return []
     with socket.socket() as probe:
@@ -177,15 +181,42 @@ async def start_ranks(count: int, argv: Sequence[str]) -> list[asyncio.subproces
     ]
 
 
-async def watch_ranks(ranks: Sequence[asyncio.subprocess.Process]) -> None:
-    """Fails as soon as one dies."""
-    if not ranks:
-        await asyncio.Event().wait()
-    waits = {asyncio.create_task(process.wait()): rank for rank, process in enumerate(ranks, 1)}
+@asynccontextmanager
+async def ranks_beside(count: int, argv: Sequence[str]) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """Ranks 1 … count − 1 while the body lives, and a watch that fails when one dies; a failing body is blamed on a dead rank."""
+    ranks = await _start(count, argv)
     try:
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        yield lambda: _watch(ranks)
+    except Exception as error:
+        for _ in range(_GRACE_LOOKS):  # the collective may fail before the exit is noticed
+            if dead := _dead(ranks):
+                raise RefluxError(dead) from error
+            await asyncio.sleep(_LOOK_S)
+        raise
     finally:
-        for wait in waits:
-            wait.cancel()
-    first = next(iter(done))
-    raise RuntimeError(f"learner rank {waits[first]} ended with exit code {first.result()}: start the learner again, it resumes")
+        await _end(ranks)
+
+
+async def _end(ranks: Sequence[asyncio.subprocess.Process]) -> None:
+    """They have been sent home or do not listen any more."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GOODBYE_S):
+            await asyncio.gather(*(process.wait() for process in ranks))
+    for process in ranks:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _watch(ranks: Sequence[asyncio.subprocess.Process]) -> None:
+    while True:
+        if dead := _dead(ranks):
+            raise RefluxError(dead)
+        await asyncio.sleep(_LOOK_S)
+
+
+def _dead(ranks: Sequence[asyncio.subprocess.Process]) -> str:
+    """Who died; empty if nobody did. A rank that was sent home ends with 0."""
+    codes = {rank: process.returncode for rank, process in enumerate(ranks, 1) if process.returncode}
+    said = (f"learner rank {rank} died with exit code {code}" for rank, code in codes.items())
+    return f"{', '.join(said)}: start the learner again, it resumes" if codes else ""
