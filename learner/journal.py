@@ -19,6 +19,7 @@ from pathlib import Path
 from common.codec import decode, encode
 from common.errors import WireError
 from common.messages import StepRecord, Version
+from common.pulse import Pulse
 from learner.disk import sync_directory, term_number
 
 SEGMENT_BYTES = 64 << 20
@@ -30,9 +31,10 @@ _log = logging.getLogger(__name__)
 class Journal:
     """One term's log, open for appending. Used by one task at a time."""
 
-    def __init__(self, root: Path, term: int, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(self, root: Path, term: int, *, segment_bytes: int = SEGMENT_BYTES, pulse: Pulse | None = None) -> None:
         self._directory = term_directory(root, term)
         self._segment_bytes = segment_bytes
+        self._pulse = pulse or Pulse()
         self._file: int | None = None
         self._written = 0
         self._rotate = False
@@ -47,9 +49,8 @@ class Journal:
         await asyncio.to_thread(self._append, record)
 
     def _append(self, record: StepRecord) -> None:
-        body = encode(record)
-        with self._lock:
-            self._write(record.step, body)
+        with self._pulse.cpu("journal"), self._lock:
+            self._write(record.step, encode(record))
 
     def _write(self, step: int, body: bytes) -> None:
         if self._file is None or self._rotate or self._written >= self._segment_bytes:

@@ -158,7 +158,7 @@ class _Life:
             section=config.evaluation,
             steps=config.learner.steps,
         )
-        self.journal = Journal(directory.journal, resumed.line.term)
+        self.journal = Journal(directory.journal, resumed.line.term, pulse=worker.pulse)
         self.metrics = Metrics(directory=directory, pulse=worker.pulse)
         self._ledger = self._new_ledger()
         self._loop = Loop(

@@ -23,10 +23,12 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from common.pulse import Pulse
 from learner.megatron import distributed
 from learner.megatron.adamw import use_group_step_adamw
 from learner.megatron.architecture import Architecture, read_architecture
 from learner.megatron.checkpoint import load_state, save_state
+from learner.megatron.laps import Laps
 from learner.megatron.microbatch import MicroBatch, Packer
 from learner.megatron.model import Student, build_student, has_transformer_engine
 from learner.megatron.objective import Objective, Sums
@@ -49,8 +51,9 @@ class _Parts:
 class MegatronTrainer:
     """Owns the student, its optimizer and this rank's place in the process group. `build` makes one."""
 
-    def __init__(self, settings: TrainerSettings, parts: _Parts) -> None:
+    def __init__(self, settings: TrainerSettings, parts: _Parts, pulse: Pulse) -> None:
         self._settings = settings
+        self._pulse = pulse
         self._parts = parts
         self._packer = Packer(
             parts.architecture,
@@ -64,13 +67,13 @@ class MegatronTrainer:
 
     @classmethod
     @quiet()
-    def build(cls, settings: TrainerSettings) -> MegatronTrainer:
+    def build(cls, settings: TrainerSettings, pulse: Pulse | None = None) -> MegatronTrainer:
         """Join the process group, build the student and fill it from its directory."""
         architecture = read_architecture(settings.student)
         torch.set_num_threads(settings.threads)
         distributed.start(tensor_parallel=settings.tensor_parallel, seed=settings.seed, timeout_s=settings.timeout_s)
         try:
-            return cls(settings, _assemble(settings, architecture))
+            return cls(settings, _assemble(settings, architecture), pulse or Pulse())
         except BaseException:
             distributed.stop()
             raise
@@ -83,12 +86,12 @@ class MegatronTrainer:
     @quiet()
     def step(self, batch: Batch, loss: LossFunction, lr: float) -> StepStats:
         """Train on this rank's share of a global batch; ArithmeticError when the loss or gradient is not finite."""
-        began = time.perf_counter()
+        began, laps = time.perf_counter(), Laps(self._pulse)
         groups = within_budget([sample.length for sample in batch], self._settings.token_budget)
         count = _agreed_maximum(len(groups))
         groups += [[] for _ in range(count - len(groups))]
         objective = Objective(loss, parallel_state.get_tensor_model_parallel_group())
-        sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective)
+        sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective, laps)
         totals = _over_ranks(
             _totals(sums)
             | {
@@ -98,7 +101,9 @@ class MegatronTrainer:
             }
         )
         _refuse_unless_finite("loss", totals.get("loss", 0.0), self.steps)
+        laps.mark("backward")
         grad_norm = self._update(lr)
+        laps.mark("optimizer")
         _refuse_unless_finite("gradient norm", grad_norm, self.steps)
         self.steps += 1
         return _stats(totals, self.steps, grad_norm, lr, count, time.perf_counter() - began)
@@ -129,13 +134,20 @@ class MegatronTrainer:
         """Leave the process group."""
         distributed.stop()
 
-    def _gradients(self, batches: Iterator[MicroBatch], count: int, objective: Objective) -> list[Sums]:
+    def _gradients(self, batches: Iterator[MicroBatch], count: int, objective: Objective, laps: Laps) -> list[Sums]:
         """Forward and backward over all micro-batches; gradients are divided by the global number of tokens."""
         student = self._parts.student
 
         def forward(source: Iterator[MicroBatch], _: Any) -> tuple[torch.Tensor, Any]:
+            laps.mark("backward")  # of the micro-batch before
             batch = next(source)
-            return student.hidden_states(batch), partial(objective, batch, weight_VH=student.output_weight)
+            laps.mark("packing")
+            return student.hidden_states(batch), partial(loss, batch)
+
+        def loss(batch: MicroBatch, hidden_RH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Sums]:
+            outcome = objective(batch, hidden_RH, student.output_weight)
+            laps.mark("forward")
+            return outcome
 
         self._parts.wrapped.zero_grad_buffer()
         sums: list[Sums] = self._run(

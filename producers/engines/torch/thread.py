@@ -10,6 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class MathsThread:
         self._scheduler = scheduler
         self._threads = threads
         self._pulse = pulse
+        self._fresh = False  # nothing has been sampled with `version` yet
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
 
     def start(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> threading.Thread:
@@ -134,7 +136,14 @@ class MathsThread:
                 finished += self._batch.step()
                 if finished and not len(self._scheduler):
                     self._batch.compact()
+            if self._fresh:
+                self._tell_first_token()
         return finished
+
+    def _tell_first_token(self) -> None:
+        """With the learner's metrics.jsonl this gives the time from a step to its first token."""
+        self._fresh = False
+        log.info("samples with new weights", extra={"term": self.version.term, "step": self.version.step, "at": f"{time.time():.3f}"})
 
     def _swap(self, swap: Swap, loop: asyncio.AbstractEventLoop) -> None:
         failure: WeightsError | None = None
@@ -144,7 +153,7 @@ class MathsThread:
         except WeightsError as error:
             failure = error
         else:
-            self.version = swap.manifest.version
+            self.version, self._fresh = swap.manifest.version, True
             self._batch.swapped(self.version)
         loop.call_soon_threadsafe(_settle, swap.future, failure)
 
