@@ -1,0 +1,94 @@
+"""Two processes with a share each train as one does, told what to do by rank 0 alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from learner_fakes import record_from
+
+from common.codec import encode
+from learner.ranks import _dead
+
+ROOT = Path(__file__).resolve().parents[3]
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from common.codec import decode
+from common.config import parse_config
+from common.pulse import Pulse
+from learner.batch import samples_of, scored_of
+from learner.ranks import build_trainer, follow
+
+config = parse_config(json.loads(sys.argv[1]))
+if int(os.environ.get("RANK", "0")):
+    follow(config)
+else:
+    trainer = build_trainer(config, Pulse())
+    losses = []
+    for path in sorted(Path(sys.argv[2]).glob("*.rec")):
+        record = decode(path.read_bytes())
+        losses.append(trainer.step(record, samples_of(record, scored_of(record), 9)[0], 1e-3).loss)
+    directory = Path(sys.argv[2]) / f"saved{os.environ.get('WORLD_SIZE', '1')}"
+    directory.mkdir()
+    trainer.save(directory)
+    trainer.load(directory)
+    losses.append(float(sum(tensor.double().sum() for tensor in trainer.export().values())))
+    trainer.close()
+    print(json.dumps(losses))
+"""
+
+
+def start(values, directory, **ranks):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **ranks}
+    command = [sys.executable, "-c", PROGRAM, json.dumps(values), str(directory)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(process):
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    return json.loads(out.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_losses_and_weights_of_one(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+    )
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
+    values = {
+        "run": {"name": "r", "dir": str(tmp_path)},
+        "model": {"student": str(tmp_path / "student")},
+        "teachers": {"t": {"path": "t", "top_k": 0}},
+        "data": {"prompts": "p"},
+        "loss": {"kind": "sampled_reverse_kl"},
+        "evaluation": {"prompts": 0},
+    }
+    for step, seqs in enumerate(([0, 1, 2], [3, 4, 5, 6]), 1):
+        (tmp_path / f"{step}.rec").write_bytes(encode(record_from(1, step, seqs, spans=((1, 0, 2 + step),))))
+    alone = outcome(start(values, tmp_path))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (start(values, tmp_path, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1"))
+    together = outcome(first)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+class Ended:
+    def __init__(self, code):
+        self.returncode = code
+
+
+def test_a_rank_that_died_is_named_and_one_that_was_sent_home_is_not():
+    assert _dead([Ended(None), Ended(0)]) == ""
+    assert _dead([Ended(None), Ended(-9)]) == "learner rank 2 died with exit code -9: start the learner again, it resumes"
