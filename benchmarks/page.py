@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -21,18 +21,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def rates(found: Found) -> str:
     """Tokens per CPU-second."""
-    rows = [
-        [
-            row["stage"],
-            f"{row['ours']:,}",
-            f"{row['floor']:,}",
-            "yes" if row["reached"] else "no",
-            f"{row['plain']:,}",
-            f"{row['ratio']:.2f}",
-        ]
-        for row in found["rates"]
-    ]
-    return table(("tokens per CPU-second", "Reflux", "floor", "reached", "plain transformers", "ratio"), rows)
+    rows = [[row["stage"], *(f"{row[name]:,}" for name in ("ours", "floor", "plain")), f"{row['ratio']:.2f}"] for row in found["rates"]]
+    return table(("tokens per CPU-second", "Reflux", "floor", "plain transformers", "ratio"), rows)
 
 
 def phases(found: Found) -> str:
@@ -53,7 +43,7 @@ def stages(found: Found) -> str:
     lines = []
     for role, mine in run["stages"].items():
         order = [stage for stage in (*MATHS, *APART) if stage in mine]
-        order += sorted(mine.keys() - {*order, "process", "samples", "rest"}, key=lambda stage: -mine[stage]) + ["rest"]
+        order += [*sorted(mine.keys() - {*order, "process", "samples", "rest"}, key=lambda stage: -mine[stage]), "rest"]
         text = " · ".join(f"{stage} {mine[stage] / mine['process']:.1%}" for stage in order)
         lines.append([role, f"{mine['process']:.2f}", text, f"{run['loop_share'].get(role, 0.0):.1%}"])
     return table(("role", "CPU s seen", "of which", "event loop's thread"), lines)
@@ -62,20 +52,13 @@ def stages(found: Found) -> str:
 def overhead(found: Found) -> str:
     """What is not mathematics, against the goal."""
     run = found["run"]["overhead"]
-    rows = [
-        [
-            role,
-            *(f"{row[name]:.2f}" for name in ("cpu_s", "maths_s", "apart_s", "overhead_s")),
-            f"{row['overhead_s'] / run['counted_s']:.1%}",
-        ]
-        for role, row in run["roles"].items()
-    ]
-    rows.append(["all", *_sums(run["roles"]), f"{run['share']:.1%} (goal ≤ {GOAL:.0%})"])
+    rows = [[role, *_seconds([row]), f"{row['overhead_s'] / run['counted_s']:.1%}"] for role, row in run["roles"].items()]
+    rows.append(["all", *_seconds(run["roles"].values()), f"{run['share']:.1%} (goal ≤ {GOAL:.0%})"])
     return table(("training, CPU seconds", "all", "mathematics", "checkpoints", "overhead", "share of training"), rows)
 
 
-def _sums(roles: Found) -> list[str]:
-    return [f"{sum(row[name] for row in roles.values()):.2f}" for name in ("cpu_s", "maths_s", "apart_s", "overhead_s")]
+def _seconds(rows: Collection[Found]) -> list[str]:
+    return [f"{sum(row[name] for row in rows):.2f}" for name in ("cpu_s", "maths_s", "apart_s", "overhead_s")]
 
 
 def hops(found: Found) -> str:

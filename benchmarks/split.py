@@ -11,6 +11,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -28,7 +29,7 @@ Seconds = dict[str, float]
 def by_phase(looks: Sequence[Look]) -> dict[str, Seconds]:
     """phase -> role -> CPU seconds. What passes between two looks belongs to the phase of the first."""
     spent: dict[str, Seconds] = {}
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in pairwise(looks):
         row = spent.setdefault(before.phase, defaultdict(float))
         for role, seconds in after.process_s.items():
             row[role] += seconds - before.process_s.get(role, 0.0)
@@ -97,7 +98,7 @@ def per_rollout_us(stages: Mapping[str, Mapping[str, float]], training: Mapping[
 
 
 def publish_latency(directory: Path) -> dict[str, float]:
-    """From the end of a step to the first token that any producer sampled with its weights; versions that all producers left out are counted."""
+    """From the end of a step to the first token that any producer sampled with its weights; versions may be passed over."""
     steps = {}
     for text in (directory / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
