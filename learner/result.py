@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from common.bus.base import BusState
@@ -28,6 +28,7 @@ def result_of(
         "processed_tokens": tally.processed,
         "wall_s": round(tally.wall_s, 3),
         "cpu_s": {role: round(seconds, 3) for role, seconds in sorted(cpu_by_role(tally).items())},
+        "cpu_stages": stages_by_role(tally),
         "staleness": {
             "histogram": {str(lag): count for lag, count in sorted(tally.staleness.items())},
             "max": max(tally.staleness, default=0),
@@ -57,7 +58,16 @@ def _share(one: Evaluation | None) -> float | None:
 
 def cpu_by_role(tally: Tally) -> dict[str, float]:
     """CPU seconds of all processes that worked for the run."""
-    by_role: Counter[str] = Counter()
+    by_role: defaultdict[str, float] = defaultdict(float)
     for worker, seconds in tally.cpu_s.items():
-        by_role[worker.partition("/")[0]] += seconds  # type: ignore[assignment]  # seconds, not counts
+        by_role[worker.partition("/")[0]] += seconds
     return dict(by_role)
+
+
+def stages_by_role(tally: Tally) -> dict[str, dict[str, float]]:
+    """What the stages that workers measure took of it; the rest is start-up and overhead."""
+    by_role: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for worker, stages in tally.stages.items():
+        for stage, seconds in stages.items():
+            by_role[worker.partition("/")[0]][stage] += seconds
+    return {role: {stage: round(seconds, 3) for stage, seconds in sorted(stages.items())} for role, stages in sorted(by_role.items())}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -75,8 +76,7 @@ async def learn(
 ) -> None:
     """The learner's body. `beside`: watches whose failure is the run's failure."""
     config, directory = worker.config, RunDirectory(worker.config.directory)
-    with worker.pulse.cpu("startup"):
-        parts = await asyncio.to_thread(material, config)
+    parts = await asyncio.to_thread(material, config)
     directory.open(config, {"data.prompts": parts.prompts.fingerprint, "data.eval_prompts": parts.questions.fingerprint})
     lease_s = config.bus.lease_s
     term = await claim_term(worker.bus, parts.store, directory, owner=worker.name, lease_s=lease_s, take_over=take_over)
@@ -100,7 +100,7 @@ async def _trainer(build: BuildTrainer, worker: Worker) -> AsyncIterator[tuple[T
     """The model in its thread; it leaves its process group also after a failure, unless that takes too long."""
     maths = MathsThread()
     try:
-        trainer = await maths.run(_build, build, worker)
+        trainer = await maths.run(build, worker.config, worker.pulse)
         try:
             yield trainer, maths
         finally:
@@ -108,11 +108,6 @@ async def _trainer(build: BuildTrainer, worker: Worker) -> AsyncIterator[tuple[T
                 await asyncio.wait_for(maths.run(trainer.close), _GOODBYE_S)
     finally:
         maths.close()
-
-
-def _build(build: BuildTrainer, worker: Worker) -> Trainer:
-    with worker.pulse.cpu("startup"):
-        return build(worker.config, worker.pulse)
 
 
 async def _hold(worker: Worker, term: int) -> None:
@@ -123,7 +118,9 @@ async def _hold(worker: Worker, term: int) -> None:
 
 
 async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: int, trainer: Trainer, maths: MathsThread) -> None:
-    resumed = await maths.run(_resume, worker, directory, trainer, term)
+    resumed = await maths.run(resume, worker.config, directory, trainer, term)
+    counted = sum(worker.pulse.report().cpu.values())
+    worker.pulse.spend("startup", max(0.0, time.process_time() - counted))  # imports and building run in many threads
     worker.pulse.set(replayed_steps=resumed.replayed, replay_s=round(resumed.seconds, 3), step=resumed.line.step)
     life = _Life(worker, parts, directory, trainer, maths, resumed)
     try:
@@ -131,11 +128,6 @@ async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: 
     finally:
         life.journal.close()
         life.metrics.close()
-
-
-def _resume(worker: Worker, directory: RunDirectory, trainer: Trainer, term: int) -> Resumed:
-    with worker.pulse.cpu("startup"):
-        return resume(worker.config, directory, trainer, term)
 
 
 class _Life:
@@ -249,7 +241,9 @@ class _Life:
     async def _count(self) -> None:
         reports = [Report.decode(raw) for raw in (await self._worker.bus.reports()).values()]
         for report in [*reports, self._worker.pulse.report()]:
-            self._tally.cpu_s[f"{report.role}/{report.name}"] = report.process_s
+            worker = f"{report.role}/{report.name}"
+            self._tally.cpu_s[worker] = report.process_s
+            self._tally.stages[worker] = {stage: round(seconds, 4) for stage, seconds in report.cpu.items()}
         for rank in psutil.Process().children() if self._worker.config.learner.ranks > 1 else ():
             with suppress(psutil.NoSuchProcess):
                 times = rank.cpu_times()

@@ -26,7 +26,8 @@ class Tally:
     versions: int = 0
     replayed_steps: int = 0
     wall_s: float = 0.0
-    cpu_s: dict[str, float] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)  # role/worker -> CPU seconds of the process
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # role/worker -> stage -> CPU seconds
 
     def add(self, stats: StepStats, consumed: Consumed) -> None:
         """One more step."""
@@ -52,4 +53,4 @@ class Tally:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """What `to_json` gave."""
         staleness = Counter({int(lag): count for lag, count in values["staleness"].items()})
-        return cls(**{**values, "staleness": staleness, "cpu_s": dict(values["cpu_s"])})
+        return cls(**{**values, "staleness": staleness, "cpu_s": dict(values["cpu_s"]), "stages": dict(values["stages"])})
