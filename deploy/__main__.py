@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,6 +28,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     from deploy import commands
     from deploy.target import open_target
 
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person reads is said by the commands
     config = open_target(arguments.target, overrides_of(arguments))
     calls: Mapping[str, Callable[[], int]] = {
         "run": lambda: commands.run(config, arguments.target, fresh=arguments.fresh, dry_run=arguments.dry_run),

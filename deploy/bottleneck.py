@@ -1,9 +1,9 @@
 """Who waits for whom, from two successive snapshots: one line, and only what the two readings say (P7).
 
 A stage's busy share is the share of wall time in which it was not waiting for another stage; publishing is busy while the learner waits for
-a publication or producers wait for weights; Redis is busy while anybody waits for its answers. The place that keeps the others waiting is
-the busy one: a learner that hardly ever waits is the bottleneck by definition, otherwise it is the busiest of the others. A server that
-answers slowly, or not at all, and a role without any worker alive come before everything else.
+a publication or producers wait for weights; Redis is busy while somebody who has nothing to do waits for an overdue answer of it. The place
+that keeps the others waiting is the busy one: a learner that hardly ever waits is the bottleneck by definition, otherwise it is the busiest
+of the others. A server that does not answer, a role or a teacher without any worker alive, and a learner that admits nothing come first.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Literal
 from common.pulse import Report
 from deploy.snapshot import Snapshot
 
-Place = Literal["sampling", "scoring", "training", "publishing", "Redis"]
+Place = Literal["sampling", "scoring", "training", "publishing", "Redis", "admission"]
 
 _PLACE_OF: Mapping[str, Place] = {"producer": "sampling", "scorer": "scoring", "learner": "training"}
 _WORKERS: Mapping[Place, str] = {"sampling": "the producers", "scoring": "the scorers", "training": "the learner"}
 _INPUT: Mapping[str, str] = {"producer": "tickets", "scorer": "rollouts", "learner": "scored"}
 _BETWEEN = frozenset({"tickets", "rollouts", "scored", "weights", "publication", "admission", "bus"})
-"""Causes that lie outside the worker's own stage; `teacher` and `evaluation` do not."""
+"""Causes that lie outside the worker's own stage; `teacher` and `evaluation` do not. `server`, an overdue answer, is beside them: it may
+come while the worker computes."""
 _HARDLY_WAITS = 0.8
 _REDIS_HOLDS = 0.3
 _SLOW_ANSWER_S = 0.3
+_ADMITS_NOTHING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +44,53 @@ def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
         return None
     if after.state is None:
         return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
-    if (answer_s := min(before.answer_s, after.answer_s)) >= _SLOW_ANSWER_S:
-        return Bottleneck("Redis", f"everyone waits for Redis: Redis is the bottleneck (it takes {answer_s:.1f} s to answer)")
-    missing = next((role for role in ("scorer", "producer") if not after.of(role)), None)
-    if missing:
-        return _nobody(missing, after)
+    if (missing := _missing(after)) is not None:
+        return missing
     shares = {role: _mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
+    if (standstill := _standstill(before, after, shares)) is not None:
+        return standstill
     if not shares["learner"]:
         return None
     place = _busiest(shares)
     return Bottleneck(place, f"{_victim(place, shares)}: {_verdict(place)} ({_evidence(place, shares, after)})")
 
 
-def _busiest(shares: Mapping[str, Mapping[str, float]]) -> Place:
+def _standstill(before: Snapshot, after: Snapshot, shares: Mapping[str, Mapping[str, float]]) -> Bottleneck | None:
+    """What stops everyone at once. A learner that trains all the time is not stopped by a slow server."""
+    answer_s = min(before.answer_s, after.answer_s)
+    if answer_s >= _SLOW_ANSWER_S and not (shares["learner"] and _busy(shares)["training"] >= _HARDLY_WAITS):
+        return Bottleneck("Redis", f"everyone waits for Redis: Redis is the bottleneck (it takes {answer_s:.1f} s to answer)")
+    if (why := after.gauge("blocked")) and shares["learner"].get("admission", 0.0) >= 1 - _HARDLY_WAITS:
+        return Bottleneck("training", f"everyone waits for the learner, which admits no samples: {why}")
+    return None
+
+
+def _busy(shares: Mapping[str, Mapping[str, float]]) -> dict[Place, float]:
     busy: dict[Place, float] = {place: 1 - _total(shares[role], _BETWEEN) for role, place in _PLACE_OF.items()}
-    redis = max(causes.get("bus", 0.0) for causes in shares.values())
     busy["publishing"] = max(shares["learner"].get("publication", 0.0), shares["producer"].get("weights", 0.0))
-    if redis >= _REDIS_HOLDS and redis >= busy["publishing"]:
-        return "Redis"
+    return busy
+
+
+def _busiest(shares: Mapping[str, Mapping[str, float]]) -> Place:
+    busy = _busy(shares)
     if busy["training"] >= _HARDLY_WAITS:
         return "training"
+    redis = max(map(_redis_share, shares.values()))
+    if redis >= max(_REDIS_HOLDS, *busy.values()):
+        return "Redis"
     return max(busy, key=lambda place: busy[place])
+
+
+def _redis_share(causes: Mapping[str, float]) -> float:
+    """What a worker lost to the server: an overdue answer costs nothing while there is work to do."""
+    waits = _total(causes, _BETWEEN)
+    return max(causes.get("bus", 0.0), min(causes.get("server", 0.0), waits))
 
 
 def _mean_shares(before: Snapshot, after: Snapshot, role: str, elapsed: float) -> dict[str, float]:
     """cause → share of the time that a worker of the role lost to it, over the workers seen in both snapshots."""
-    pairs = [(before.reports[report.name], report) for report in after.of(role) if report.name in before.reports]
+    pairs = [(before.reports[new.name], new) for new in after.of(role) if new.name in before.reports]
+    pairs = [(old, new) for old, new in pairs if new.at > old.at]  # without news there is nothing to say
     each = [_shares(old, new, elapsed) for old, new in pairs]
     causes = {cause for shares in each for cause in shares}
     means = {cause: sum(shares.get(cause, 0.0) for shares in each) / len(each) for cause in causes}
@@ -79,9 +102,9 @@ def _shares(old: Report, new: Report, elapsed: float) -> dict[str, float]:
     seconds = new.at - old.at or elapsed
     idle = min(1.0, max(0.0, 1.0 - (new.process_s - old.process_s) / seconds))
     shares = {cause: max(0.0, spent - old.waiting.get(cause, 0.0)) / seconds for cause, spent in new.waiting.items()}
-    together = sum(shares.values())
+    together = sum(share for cause, share in shares.items() if cause in _BETWEEN)
     scale = min(1.0, idle / together) if together else 1.0
-    return {cause: share * scale for cause, share in shares.items()}
+    return {cause: share * scale if cause in _BETWEEN else min(1.0, share) for cause, share in shares.items()}
 
 
 def _total(shares: Mapping[str, float], causes: frozenset[str]) -> float:
@@ -91,7 +114,7 @@ def _total(shares: Mapping[str, float], causes: frozenset[str]) -> float:
 def _victim(place: Place, shares: Mapping[str, Mapping[str, float]]) -> str:
     """Who loses most by it."""
     if place == "Redis":
-        role = max(shares, key=lambda role: shares[role].get("bus", 0.0))
+        role = max(shares, key=lambda role: _redis_share(shares[role]))
         return f"{_plural(role)} for Redis"
     if place == "training":
         idle = shares["producer"].get("tickets", 0.0)
@@ -122,7 +145,7 @@ def _verdict(place: Place) -> str:
 def _evidence(place: Place, shares: Mapping[str, Mapping[str, float]], after: Snapshot) -> str:
     match place:
         case "Redis":
-            return f"{max(causes.get('bus', 0.0) for causes in shares.values()):.0%} of the time"
+            return f"{max(map(_redis_share, shares.values())):.0%} of the time"
         case "publishing":
             share = max(shares["learner"].get("publication", 0.0), shares["producer"].get("weights", 0.0))
             return f"{share:.0%} of the time"
@@ -130,7 +153,7 @@ def _evidence(place: Place, shares: Mapping[str, Mapping[str, float]], after: Sn
             return f"backlog {after.backlog('tickets')} tickets"
         case "scoring":
             return f"backlog {_fullest(after)}"
-        case "training":
+        case _:
             return f"backlog {after.backlog('scored')} scored"
 
 
@@ -144,9 +167,22 @@ def _fullest(after: Snapshot) -> str:
     return f"{topics[worst]} rollouts for {worst.removeprefix('rollouts:')}"
 
 
-def _nobody(role: str, after: Snapshot) -> Bottleneck:
-    waiting = after.backlog(_INPUT[role])
-    return Bottleneck(_PLACE_OF[role], f"learner waits for scored: no {role} is there ({waiting} {_INPUT[role]} wait for one)")
+def _missing(after: Snapshot) -> Bottleneck | None:
+    """A role that nobody plays, or a teacher that nobody serves though rollouts wait for it."""
+    for role in ("scorer", "producer"):
+        if not after.of(role):
+            return _nobody(role, role, after.backlog(_INPUT[role]))
+    assert after.state is not None
+    served = {report.gauges.get("teacher") for report in after.of("scorer")}
+    for topic, waiting in after.state.backlog.items():
+        teacher = topic.removeprefix("rollouts:")
+        if waiting and teacher != topic and None not in served and teacher not in served:
+            return _nobody("scorer", f"scorer for teacher {teacher}", waiting)
+    return None
+
+
+def _nobody(role: str, who: str, waiting: int) -> Bottleneck:
+    return Bottleneck(_PLACE_OF[role], f"learner waits for scored: no {who} is there ({waiting} {_INPUT[role]} wait for one)")
 
 
 def _plural(role: str) -> str:

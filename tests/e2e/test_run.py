@@ -1,6 +1,8 @@
 """The main job, small: every role a process, a real server, real models."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 from pyarrow import parquet
@@ -39,24 +41,48 @@ def test_a_run_finishes_is_audited_exported_and_known_to_be_finished(example) ->
     assert (again.returncode, "this run is finished" in again.stdout, "--fresh" in again.stdout) == (0, True, True)
     assert example.go("status").returncode == 0
 
+    before = (example.directory / "result.json").read_bytes()
+    other = example.go("run", "--set=optimizer.lr=0.5")
+    assert (other.returncode, "optimizer.lr was 0.001 and is 0.5" in other.stderr) == (2, True), other.stderr
+    assert (example.directory / "result.json").read_bytes() == before
 
-def test_a_run_that_was_told_to_stop_goes_on_where_it_was(example) -> None:
-    example.settings["learner.steps"] = 60
-    first = example.start("run")
-    example.wait_for(lambda: example.step >= 4, "step 4")
+
+def assert_nobody_else_gets_in(example) -> None:
+    """A second supervisor, a second learner, and a producer with a wrong password: one sentence each, and the run goes on."""
     second = example.go("run")
     assert (second.returncode, "running already" in second.stderr) == (2, True), second.stderr
+    config = str(example.directory / "config.toml")
+    address = (example.directory / "bus.json").read_text().rpartition("@")[2].partition('"')[0]
+    for module, url, sentence in (("learner", "", "another learner"), ("producers", f"redis://:wrong@{address}", "password")):
+        command = [sys.executable, "-m", module, "--config", config, "--set", f'bus.url="{url}"']
+        done = subprocess.run(command, env=example.environment, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert sentence in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_was_told_to_stop_goes_on_where_it_was(example) -> None:
+    example.settings["learner.steps"] = 200
+    first = example.start("run")
+    example.wait_for(lambda: example.step >= 4, "step 4")
+    assert example.go("pause").returncode == 0
+    assert example.go("status").returncode == 0  # what is in flight ends meanwhile
+    paused_at = example.step
+    assert_nobody_else_gets_in(example)
+    assert example.step == paused_at
+    assert example.go("resume").returncode == 0
+    example.wait_for(lambda: example.step > paused_at, "progress after the pause")
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 0
     assert "goes on where it was" in example.output()
     stopped_at = example.step
-    assert 4 <= stopped_at < 60
+    assert 4 <= stopped_at < 200
     assert not (example.directory / "result.json").exists()
 
     done = example.go("run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (example.result["steps"], example.result["ledger"]["applied"]) == (60, 960)
+    assert (example.result["steps"], example.result["ledger"]["applied"]) == (200, 3200)
     assert balanced(example.result["ledger"])
     steps = [line["step"] for line in example.lines("metrics.jsonl") if "loss" in line]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 201))
     assert example.go("audit").returncode == 0

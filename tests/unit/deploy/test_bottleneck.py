@@ -87,25 +87,65 @@ def test_waits_of_tickets_while_the_engine_computes_do_not_count_as_idleness() -
 
 
 def test_a_slow_server_is_named_whoever_waits_for_it() -> None:
-    waiting = {"learner": {"scored": 6.0}, "producer": {"bus": 2.0}, "scorer": {"bus": 7.0, "rollouts": 2.0}}
+    waiting = {"learner": {"scored": 6.0}, "producer": {"bus": 2.0, "tickets": 4.0}, "scorer": {"bus": 7.0, "rollouts": 2.0}}
     place, line = line_after_10_s(waiting)
     assert (place, line) == ("Redis", "scorers wait for Redis: Redis is the bottleneck (70% of the time)")
 
 
 def test_a_server_that_answers_slowly_both_times_is_named() -> None:
-    before, after = replace(seen(100, BUSY), answer_s=0.8), replace(seen(110, BUSY), answer_s=0.6)
+    before, after = replace(seen(100, BUSY), answer_s=0.8), replace(seen(110, BUSY | {"learner": {"scored": 6.0}}), answer_s=0.6)
     found = bottleneck(before, after)
     assert found is not None
     assert (found.place, "it takes 0.6 s to answer" in found.line) == ("Redis", True)
-    once = bottleneck(before, seen(110, BUSY))
+    once = bottleneck(before, replace(after, answer_s=0.1))
     assert once is not None
-    assert once.place == "training"
+    assert once.place == "sampling"
+
+
+def test_a_slow_server_is_nothing_to_a_learner_that_trains_all_the_time() -> None:
+    before, after = replace(seen(100, BUSY), answer_s=0.8), replace(seen(110, BUSY | {"learner": {"server": 9.0}}), answer_s=0.6)
+    found = bottleneck(before, after)
+    assert found is not None
+    assert found.place == "training"
+
+
+def test_an_overdue_answer_counts_only_for_those_who_have_nothing_else_to_do() -> None:
+    computing = {"learner": {"scored": 9.0, "server": 8.0}, "producer": {"tickets": 9.0, "server": 7.5}, "scorer": {"server": 8.0}}
+    assert line_after_10_s(computing)[0] == "scoring"
+    idle = computing | {"scorer": {"rollouts": 9.0, "server": 7.0}}
+    assert line_after_10_s(idle) == ("Redis", "learner waits for Redis: Redis is the bottleneck (80% of the time)")
+
+
+def test_a_worker_without_news_says_nothing() -> None:
+    before, after = seen(100, BUSY), seen(110, BUSY)
+    assert bottleneck(before, replace(after, reports=before.reports)) is None
+
+
+def test_a_teacher_that_nobody_serves_is_named() -> None:
+    before, after = seen(100, BUSY), seen(110, BUSY | {"learner": {"scored": 9.0}}, rollouts__code=64, rollouts__maths=2)
+    serving = replace(after.reports["scorer-1"], gauges={"teacher": "maths"})
+    found = bottleneck(before, replace(after, reports={**after.reports, "scorer-1": serving}))
+    assert found is not None
+    assert found.line == "learner waits for scored: no scorer for teacher code is there (64 rollouts wait for one)"
+
+
+def test_a_learner_that_admits_nothing_says_why() -> None:
+    before, after = seen(100, BUSY), seen(110, {"producer": {"tickets": 9.0}, "scorer": {"rollouts": 9.0}, "learner": {"admission": 9.0}})
+    paused = replace(after.reports["learner-1"], gauges={"step": 3, "blocked": "paused"})
+    found = bottleneck(before, replace(after, reports={**after.reports, "learner-1": paused}))
+    assert found is not None
+    assert found.line == "everyone waits for the learner, which admits no samples: paused"
 
 
 def test_a_server_that_does_not_answer_is_named() -> None:
     found = bottleneck(seen(100, BUSY), replace(seen(110, BUSY), state=None))
     assert found is not None
     assert (found.place, "does not answer" in found.line) == ("Redis", True)
+
+
+def test_a_paused_run_is_nobodys_fault() -> None:
+    place, line = line_after_10_s({"learner": {"admission": 9.0}, "producer": {"tickets": 9.5}, "scorer": {"rollouts": 9.5}})
+    assert (place, "the run is paused" in line) == ("admission", True)
 
 
 def test_at_staleness_0_the_stage_that_takes_longest_is_named() -> None:
