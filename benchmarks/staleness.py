@@ -1,7 +1,8 @@
 """pass@1 after 3,200 samples at a forced lag, for two losses: `make bench-staleness`.
 
-Every cell is a real run (separate processes, embedded server) of the example. The lag is forced by a window of S batches and a learner paced so
-that the other stages always catch up; the consumed lag that the run recorded is printed beside it. Writes docs/staleness.json and docs/staleness.png.
+Every cell is a real run (separate processes, embedded server) of the example. The lag is forced by a window of S batches and a
+learner paced so that the other stages always catch up; the consumed lag that the run recorded is printed beside it. Writes
+docs/staleness.json and docs/staleness.png.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Reflux beside TRL's DistillationTrainer: `make bench-peer`.
 
-The same models, prompts, batch, optimizer, sample count and allocator settings, in turn, several rounds, so that a noisy machine treats both
-alike. TRL runs in an environment of its own (.bench-peer), at the thread count and micro-batch that a short search found best. Start-up is
-excluded on both sides: the clock runs from the end of the first steps to the end of the last. Both models are then judged by the same sampler.
+The same models, prompts, batch, optimizer, sample count and allocator settings, in turn, several rounds, so that a noisy machine
+treats both alike. TRL runs in an environment of its own (.bench-peer), at the thread count and micro-batch that a short search found
+best. Start-up is excluded on both sides: the clock runs from the end of the first steps to the end of the last. Both models are then
+judged by the same sampler.
 """
 
 import argparse
