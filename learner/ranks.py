@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import os
 import signal
 import socket
@@ -93,7 +94,9 @@ def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
     from learner.losses import loss_for
     from learner.megatron.trainer import MegatronTrainer
 
-    return RankedTrainer(MegatronTrainer.build(settings(config), pulse), config=config, loss=loss_for(config.loss), pulse=pulse)
+    trainer = MegatronTrainer.build(settings(config), pulse)
+    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
+    return RankedTrainer(trainer, config=config, loss=loss_for(config.loss), pulse=pulse)
 
 
 def settings(config: RunConfig) -> TrainerSettings:

@@ -8,6 +8,7 @@ is scored while it is, in a small group, then alone, and what keeps failing alon
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -206,6 +207,7 @@ async def score(worker: Worker, name: str) -> None:
     worker.pulse.set(teacher=name)
     worker.pulse.state(f"loads teacher {name}")
     teacher = await open_checked(worker.config, name, worker.pulse)
+    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("scores")
     try:
         await Scorer(worker=worker, teacher=teacher, name=name).run()

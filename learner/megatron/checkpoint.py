@@ -80,6 +80,9 @@ def _random_stream() -> ShardedObject:
 @contextmanager
 def _only_new_garbage() -> Iterator[None]:
     """Megatron collects garbage before each save; going through all imported modules would be two thirds of its time."""
+    if gc.get_freeze_count():  # already so
+        yield
+        return
     gc.freeze()
     try:
         yield
