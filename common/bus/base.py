@@ -111,16 +111,16 @@ class Bus(Protocol):
         """Renews; returns those that this consumer still owns."""
 
     async def release(self, leases: Sequence[Lease]) -> None:
-        """Gives entries back so that others get them at once."""
+        """Gives entries back so that others get them at once; neither the delivery nor a lone try counts as evidence of poison."""
 
     async def hand_off(self, moves: Sequence[Move]) -> list[Outcome]:
         """One in, one out."""
 
     async def retry(self, retries: Sequence[Retry], max_attempts: int) -> list[Outcome]:
-        """Back to `tickets`, or dead."""
+        """Back to `tickets`, or dead; outside the ledger back to its own topic, or dropped."""
 
     async def bury(self, burials: Sequence[Burial]) -> list[Outcome]:
-        """To the dead letters."""
+        """To the dead letters; outside the ledger the entry is only dropped."""
 
     async def begin_alone(self, lease: Lease) -> int:
         """Counts a try of an entry that is worked alone; returns how many there were before (poison detection)."""
@@ -143,7 +143,7 @@ class Bus(Protocol):
         """Renews the learner's own lease."""
 
     async def resign(self, term: int, owner: str) -> None:
-        """Ends it, so that a successor need not wait."""
+        """Ends it if `owner` has it, so that a successor need not wait; never raises Superseded."""
 
     async def admit(self, term: int, first: int, tickets: Sequence[tuple[int, bytes]]) -> int:
         """Compare-and-set: where the cursor is `first`, adds (seq, ticket) for consecutive seqs, skipping dead ones, and moves the cursor

@@ -247,6 +247,34 @@ async def test_an_entry_deleted_behind_our_back_is_no_longer_pending_and_can_be_
     assert await other.readmit(1, tickets(0)) == 1
 
 
+async def test_a_worker_that_waits_makes_the_groups_of_a_server_that_came_back_empty(
+    own_medium: Medium, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    learner, worker = await own_medium.bus(), await own_medium.bus()
+    waiting = asyncio.create_task(worker.lease([TICKETS], 1, 20.0))
+    await asyncio.sleep(0.1)
+    await server.stop()
+    shutil.rmtree(tmp_path / "bus")
+    await server.launch()
+    await start_run(learner, 1)
+    assert seqs(await waiting) == [0]
+
+
+async def test_an_owned_entry_that_live_does_not_name_cannot_move(own_medium: Medium, server: EmbeddedServer) -> None:
+    bus = await own_medium.bus()
+    await start_run(bus, 1)
+    held = await bus.lease([TICKETS], 1, 0)
+    with redis.Redis.from_url(server.url) as client:
+        client.hset(f"reflux:{{{own_medium.run}}}:live", "0", f"9-9 0 {SCORED}")
+    assert await bus.bare.hand_off(moves(held)) == ["refused"]
+    assert await bus.bare.retry([Retry(held[0], b"again", "stale")], 3) == ["refused"]
+    assert await bus.bare.bury([Burial(held[0], "poison")]) == ["refused"]
+    assert await bus.bare.settle(1, held) == 0
+    await bus.bare.discard(1, held)
+    state = await bus.state()
+    assert (state.backlog, state.dead, state.applied) == ({TICKETS: 0}, 0, 0)
+
+
 async def test_dead_workers_consumers_are_reaped_once_nothing_is_pending(own_medium: Medium, server: EmbeddedServer) -> None:
     dead, other = await own_medium.bus("dead", lease_s=0.1), await own_medium.bus("other", lease_s=0.1)
     await start_run(dead, 2)

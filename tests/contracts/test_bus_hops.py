@@ -316,6 +316,18 @@ async def test_a_cleared_topic_refuses_what_was_leased_from_it(medium: Medium) -
     assert seqs(await bus.lease([EVAL], 10, 0)) == [5]
 
 
+async def test_a_worker_that_waits_on_a_topic_outlives_its_clearing(medium: Medium) -> None:
+    learner, worker = await medium.bus(), await medium.bus()
+    await learner.ask(EVAL, tickets(0))
+    await worker.lease([EVAL], 1, 0)
+    waiting = asyncio.create_task(worker.lease([EVAL], 1, 10.0))
+    await asyncio.sleep(0.05)
+    await learner.clear(EVAL)
+    await asyncio.sleep(0.05)
+    await learner.ask(EVAL, tickets(1))
+    assert seqs(await waiting) == [1]
+
+
 async def test_several_runs_on_one_server_do_not_meet(medium: Medium) -> None:
     one, other = await medium.bus(run="one-" + medium.run), await medium.bus(run="other-" + medium.run)
     await start_run(one, 2)

@@ -152,10 +152,12 @@ async def test_taking_over_stops_the_first_learner(medium: Medium) -> None:
     await second.claim(2, "second", 30.0, True)
     with pytest.raises(Superseded):
         await first.hold(1, "first", 30.0)
+    with pytest.raises(Superseded, match="second"):
+        await first.hold(2, "first", 30.0)
     await first.resign(1, "first")
-    await second.hold(2, "second", 30.0)
-    with pytest.raises(LearnerActive):
+    with pytest.raises(LearnerActive, match="second"):
         await first.claim(3, "third", 30.0, False)
+    await second.hold(2, "second", 30.0)
 
 
 async def test_a_learner_that_resigned_makes_room_at_once(medium: Medium) -> None:
