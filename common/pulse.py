@@ -77,6 +77,11 @@ class Pulse:
                 _, since = self._open.pop(token)
                 self._waiting[cause] += time.monotonic() - since
 
+    def lose(self, cause: str, seconds: float) -> None:
+        """Wall time lost to `cause`, measured by the caller."""
+        with self._lock:
+            self._waiting[cause] += seconds
+
     @contextmanager
     def cpu(self, stage: str) -> Iterator[None]:
         """The calling thread's CPU time spent here belongs to `stage`. Do not nest."""

@@ -16,6 +16,7 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common import bus as buses
@@ -25,9 +26,12 @@ from common.bus.base import Bus
 from common.config import RunConfig, load_config
 from common.errors import RefluxError, Superseded, UserError
 from common.leases import LeaseKeeper
-from common.pulse import Pulse
+from common.pulse import Pulse, Report
 
 log = logging.getLogger(__name__)
+
+LONG_WAIT_S = 5.0
+_ALL_OF_IT = 0.95
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -88,7 +92,7 @@ async def serve(role: str, config: RunConfig, body: Body) -> None:
     """Connects and runs `body` with its background tasks."""
     name = f"{role}-{uuid.uuid4().hex[:12]}"
     pulse = Pulse(role, name)
-    async with buses.connect(config, name=name) as bus:
+    async with buses.connect(config, name=name, overdue=partial(pulse.lose, "server")) as bus:
         keeper = LeaseKeeper(bus, lease_s=config.bus.lease_s, work_deadline_s=config.bus.work_deadline_s)
         worker = Worker(role=role, name=name, config=config, bus=bus, pulse=pulse, keeper=keeper, stopping=asyncio.Event())
         with metrics.endpoint(pulse, config.service.metrics_host, config.service.metrics_port):
@@ -128,11 +132,33 @@ async def _drain(worker: Worker, work: asyncio.Task[None]) -> None:
 
 
 async def _beat(worker: Worker) -> None:
-    """Leaves a report every `heartbeat_s`; others see a worker whose reports stop as gone."""
-    period = worker.config.service.heartbeat_s
+    """Leaves a report every `heartbeat_s`; others see a worker whose reports stop as gone. A wait that lasts is logged too."""
+    period, waits = worker.config.service.heartbeat_s, LongWaits()
     while True:
-        await worker.bus.beat(worker.name, worker.pulse.report().encode(), 5 * period)
+        report = worker.pulse.report()
+        if cause := waits.news(report):
+            log.info("waits", extra={"for": cause, "worker": worker.name})
+        await worker.bus.beat(worker.name, report.encode(), 5 * period)
         await asyncio.sleep(period)
+
+
+class LongWaits:
+    """Says once what a worker has been waiting for through a whole `LONG_WAIT_S`, and again when that has changed."""
+
+    def __init__(self) -> None:
+        self._before: Report | None = None
+        self._told = ""
+
+    def news(self, report: Report) -> str:
+        """The cause, where it is news; else empty."""
+        before = self._before = self._before or report
+        elapsed = report.at - before.at
+        if elapsed < LONG_WAIT_S:
+            return ""
+        self._before, told = report, self._told
+        lost = {cause: seconds - before.waiting.get(cause, 0.0) for cause, seconds in report.waiting.items()}
+        self._told = next((cause for cause in lost if lost[cause] >= _ALL_OF_IT * elapsed), "")
+        return self._told if self._told != told else ""
 
 
 def _leaf(error: BaseException) -> BaseException:

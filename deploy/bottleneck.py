@@ -27,6 +27,7 @@ _HARDLY_WAITS = 0.8
 _REDIS_HOLDS = 0.3
 _SLOW_ANSWER_S = 0.3
 _ADMITS_NOTHING = 0.5
+"""Share of the learner's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ def _standstill(before: Snapshot, after: Snapshot, shares: Mapping[str, Mapping[
     answer_s = min(before.answer_s, after.answer_s)
     if answer_s >= _SLOW_ANSWER_S and not (shares["learner"] and _busy(shares)["training"] >= _HARDLY_WAITS):
         return Bottleneck("Redis", f"everyone waits for Redis: Redis is the bottleneck (it takes {answer_s:.1f} s to answer)")
-    if (why := after.gauge("blocked")) and shares["learner"].get("admission", 0.0) >= 1 - _HARDLY_WAITS:
-        return Bottleneck("training", f"everyone waits for the learner, which admits no samples: {why}")
+    if shares["learner"].get("admission", 0.0) >= _ADMITS_NOTHING:
+        return Bottleneck("admission", f"everyone waits: the learner admits no samples ({after.gauge('blocked') or 'it does not say why'})")
     return None
 
 

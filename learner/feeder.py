@@ -57,7 +57,7 @@ class Window:
     def blocked(self, state: BusState, *, paused: bool) -> str:
         """Why nothing may be admitted whatever the room; empty if it may."""
         if paused:
-            return "paused"
+            return "the run is paused: `reflux resume` goes on"
         if state.used_bytes > NEARLY_FULL * self.max_bytes:
             return f"the bus is nearly full ({state.used_bytes} of {self.max_bytes} bytes)"
         return ""

@@ -158,6 +158,7 @@ class Ledger:
             await self._hear_of_deaths(state)
             published = self._publisher.published
             self.blocked = self._window.blocked(state, paused=await self._bus.paused())
+            self._pulse.set(blocked=self.blocked)
             if published is None or self.blocked:
                 return
             room = self._window.room(published.step, self.line.applied, state.live)

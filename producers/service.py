@@ -8,16 +8,19 @@ it is sampled in a small group, then alone, and what keeps failing alone goes to
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import ClassVar
 
 from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollouts
 from common.codec import decode, encode
+from common.config import RunConfig
 from common.errors import Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import Evaluated, Rollout, ScoredRollout, Ticket
+from common.pulse import Pulse
 from common.service import Worker
 from producers.engines.base import Engine
 from producers.follower import WeightsFollower
@@ -61,7 +64,7 @@ class Producer:
             if wanted <= 0:
                 await self._until_freed()
                 continue
-            starving = self._in_flight < self._idle_share * self._slots
+            starving = self._in_flight < self._idle_share * min(self._slots, worker.config.window)
             with worker.pulse.waiting("tickets") if starving else nullcontext():
                 leases = await worker.bus.lease((EVAL, TICKETS), wanted, worker.config.service.heartbeat_s)
             worker.keeper.hold(leases)
@@ -169,6 +172,14 @@ def _next_topic(rollout: Rollout) -> str:
     return rollouts(rollout.ticket.slip[0].teacher)
 
 
+_OpenEngine = Callable[[RunConfig, Pulse, asyncio.AbstractEventLoop], Engine]
+
+
+def _timed(opener: _OpenEngine, config: RunConfig, pulse: Pulse, loop: asyncio.AbstractEventLoop) -> Engine:
+    with pulse.cpu("startup"):
+        return opener(config, pulse, loop)
+
+
 async def produce(worker: Worker) -> None:
     """The body of a producer's process."""
     from common.weights import open_store
@@ -176,11 +187,11 @@ async def produce(worker: Worker) -> None:
 
     config = worker.config
     worker.pulse.state("loads the student")
-    with worker.pulse.cpu("startup"):
-        engine = open_engine(config, worker.pulse)
+    engine = await asyncio.to_thread(_timed, open_engine, config, worker.pulse, asyncio.get_running_loop())
     follower = WeightsFollower(
         bus=worker.bus, store=open_store(config), engine=engine, pulse=worker.pulse, poll_s=config.service.heartbeat_s
     )
+    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("samples")
     try:
         await Producer(worker=worker, engine=engine, follower=follower, judge=Judge(config)).run()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from common.bus.redis_client import RedisClient
     from common.config import RunConfig
 
+log = logging.getLogger(__name__)
+
 _OLDEST = (6, 2)
 
 
 @asynccontextmanager
-async def connect(config: RunConfig, *, name: str) -> AsyncIterator[Bus]:
-    """The run's bus for the worker `name` (unique to its process); waits `bus.connect_timeout_s` for the server."""
+async def connect(config: RunConfig, *, name: str, overdue: Callable[[float], None] = lambda _: None) -> AsyncIterator[Bus]:
+    """The run's bus for the worker `name` (unique to its process); waits `bus.connect_timeout_s` for the server. `overdue` is told the
+    seconds in which an answer of the server was overdue."""
     settings = config.bus
     limit = time.monotonic() + settings.connect_timeout_s
     url = settings.url or await _embedded_url(config.directory / ADDRESS_FILE, limit)
@@ -34,19 +38,27 @@ async def connect(config: RunConfig, *, name: str) -> AsyncIterator[Bus]:
         lease_s=settings.lease_s,
         outage_timeout_s=settings.outage_timeout_s,
         connect_timeout_s=max(1.0, limit - time.monotonic()),
+        overdue=overdue,
     ) as bus:
         yield bus
 
 
 @asynccontextmanager
 async def connect_url(
-    url: str, *, run: str, name: str, lease_s: float, outage_timeout_s: float, connect_timeout_s: float = 30.0
+    url: str,
+    *,
+    run: str,
+    name: str,
+    lease_s: float,
+    outage_timeout_s: float,
+    connect_timeout_s: float = 30.0,
+    overdue: Callable[[float], None] = lambda _: None,
 ) -> AsyncIterator[Bus]:
     """The bus of `run` on the server at `url`."""
     from common.bus.redis_bus import RedisBus
     from common.bus.redis_client import RedisClient
 
-    client = RedisClient(url, outage_timeout_s=outage_timeout_s)
+    client = RedisClient(url, outage_timeout_s=outage_timeout_s, overdue=overdue)
     bus = RedisBus(client, run=run, name=name, lease_s=lease_s)
     try:
         await _check_server(client, connect_timeout_s)
@@ -56,6 +68,8 @@ async def connect_url(
 
 
 async def _embedded_url(path: Path, limit: float) -> str:
+    if read_address(path) is None:
+        log.info("waits for the run's server", extra={"address": str(path)})
     while time.monotonic() < limit:
         if address := read_address(path):
             return address.url

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import random
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 1.0
+_PROMPT_S = 0.05
+"""An answer that takes longer is overdue; our own event loop may be busy for so long."""
 _FORBIDDEN = ("ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
 
 Argument = bytes | str | int | float
@@ -62,9 +65,9 @@ def _script(name: str) -> tuple[str, str]:
 
 
 class RedisClient:
-    """Connections to the server at `url`; the first call connects."""
+    """Connections to the server at `url`; the first call connects. `overdue` is told the seconds in which an answer was overdue."""
 
-    def __init__(self, url: str, *, outage_timeout_s: float) -> None:
+    def __init__(self, url: str, *, outage_timeout_s: float, overdue: Callable[[float], None] = lambda _: None) -> None:
         try:
             self._pool = ConnectionPool.from_url(
                 url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=None
@@ -73,6 +76,8 @@ class RedisClient:
             raise BusError(f"bus.url = {shown(url)!r} cannot be used: write redis://, rediss:// or unix://") from error
         self._free: list[Connection] = []
         self._outage_timeout_s = outage_timeout_s
+        self._overdue = overdue
+        self._told_until = 0.0
         self.address = shown(url)
         self.losses = 0
         """How often an answer did not come: what the server did for such a call is not known."""
@@ -87,6 +92,20 @@ class RedisClient:
 
     async def command(self, *arguments: Argument, wait_s: float = 0.0, outage_timeout_s: float | None = None) -> Any:
         """One command; `wait_s` is how long the server itself may wait before it answers. Replies are bytes, ints and lists (RESP2)."""
+        due = time.monotonic() + wait_s + _PROMPT_S
+        try:
+            return await self._until_answered(arguments, wait_s, outage_timeout_s)
+        finally:
+            self._tell_overdue(due)
+
+    def _tell_overdue(self, due: float) -> None:
+        """Seconds in which several calls were overdue count once."""
+        now, since = time.monotonic(), max(due, self._told_until)
+        if now > since:
+            self._told_until = now
+            self._overdue(now - since)
+
+    async def _until_answered(self, arguments: tuple[Argument, ...], wait_s: float, outage_timeout_s: float | None) -> Any:
         limit = time.monotonic() + (self._outage_timeout_s if outage_timeout_s is None else outage_timeout_s)
         tries = 0
         while True:

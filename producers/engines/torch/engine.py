@@ -20,9 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class TorchEngine:
-    """Made on a running event loop, which stays its loop."""
+    """Answers on one event loop: the running one, unless it is told which."""
 
-    def __init__(self, *, student: Student, maths: MathsThread, slots: int, spare: int) -> None:
+    def __init__(
+        self, *, student: Student, maths: MathsThread, slots: int, spare: int, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         self.slots = slots
         self._spare = spare  # tickets worth holding ready for the next refill
         self._student = student
@@ -31,7 +33,7 @@ class TorchEngine:
         self._swaps: set[asyncio.Future[None]] = set()
         self._arrivals: list[Request] = []
         self._failure: BaseException | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._thread = maths.start(self._loop, self)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import torch
@@ -23,7 +24,7 @@ _EVEN = 32  # elements in an unrolled loop of the widest vectors
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def open_torch_engine(config: RunConfig, pulse: Pulse) -> TorchEngine:
+def open_torch_engine(config: RunConfig, pulse: Pulse, loop: asyncio.AbstractEventLoop | None = None) -> TorchEngine:
     """Loads, probes, starts; on CUDA where there is one. Raises ConfigError for a student it cannot sample from."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     slots = _slots(config)
@@ -42,7 +43,7 @@ def open_torch_engine(config: RunConfig, pulse: Pulse) -> TorchEngine:
         threads=config.service.torch_threads,
         pulse=pulse,
     )
-    return TorchEngine(student=student, maths=maths, slots=slots, spare=scheduler.chunk)
+    return TorchEngine(student=student, maths=maths, slots=slots, spare=scheduler.chunk, loop=loop)
 
 
 def _slots(config: RunConfig) -> int:

@@ -131,21 +131,16 @@ def test_a_teacher_that_nobody_serves_is_named() -> None:
 
 def test_a_learner_that_admits_nothing_says_why() -> None:
     before, after = seen(100, BUSY), seen(110, {"producer": {"tickets": 9.0}, "scorer": {"rollouts": 9.0}, "learner": {"admission": 9.0}})
-    paused = replace(after.reports["learner-1"], gauges={"step": 3, "blocked": "paused"})
+    paused = replace(after.reports["learner-1"], gauges={"step": 3, "blocked": "the run is paused: `reflux resume` goes on"})
     found = bottleneck(before, replace(after, reports={**after.reports, "learner-1": paused}))
     assert found is not None
-    assert found.line == "everyone waits for the learner, which admits no samples: paused"
+    assert found.line == "everyone waits: the learner admits no samples (the run is paused: `reflux resume` goes on)"
 
 
 def test_a_server_that_does_not_answer_is_named() -> None:
     found = bottleneck(seen(100, BUSY), replace(seen(110, BUSY), state=None))
     assert found is not None
     assert (found.place, "does not answer" in found.line) == ("Redis", True)
-
-
-def test_a_paused_run_is_nobodys_fault() -> None:
-    place, line = line_after_10_s({"learner": {"admission": 9.0}, "producer": {"tickets": 9.5}, "scorer": {"rollouts": 9.5}})
-    assert (place, "the run is paused" in line) == ("admission", True)
 
 
 def test_at_staleness_0_the_stage_that_takes_longest_is_named() -> None:

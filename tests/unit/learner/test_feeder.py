@@ -54,4 +54,4 @@ def test_strict_order_then_bounds_staleness(staleness):
 def test_a_full_bus_and_a_pause_block_admission():
     assert window().blocked(state(100), paused=False) == ""
     assert "full" in window().blocked(state(950), paused=False)
-    assert window().blocked(state(100), paused=True) == "paused"
+    assert window().blocked(state(100), paused=True) == "the run is paused: `reflux resume` goes on"
