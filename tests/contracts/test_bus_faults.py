@@ -16,10 +16,9 @@ import redis
 from conftest import ROLLOUTS, Medium, assert_balanced, seqs, start_run, tickets
 from lossy_proxy import LossyProxy
 
-from common.bus import connect_url
 from common.bus.base import SCORED, TICKETS, Burial, Move, Retry
 from common.bus.embedded import EmbeddedServer
-from common.errors import BusError, BusFull, BusUnreachable
+from common.errors import BusFull, BusUnreachable
 
 pytestmark = pytest.mark.redis
 
@@ -213,25 +212,6 @@ async def test_a_server_that_hangs_for_a_moment_delays_and_no_more(own_medium: M
     assert seqs(await leasing) == [0]
 
 
-async def test_a_wrong_password_is_said_at_once(server: EmbeddedServer) -> None:
-    url = server.url.replace(server.address.password, "guess")
-    begin = time.monotonic()
-    with pytest.raises(BusError, match=r"refused the login.*correct user and password") as caught:
-        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=30, connect_timeout_s=30):
-            pass
-    assert time.monotonic() - begin < 5
-    assert "guess" not in str(caught.value)
-
-
-async def test_a_server_that_may_evict_samples_is_refused(server: EmbeddedServer) -> None:
-    with redis.Redis.from_url(server.url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        client.config_set("maxmemory", "1gb")
-    with pytest.raises(BusError, match="set it to noeviction"):
-        async with connect_url(server.url, run="r", name="w", lease_s=1, outage_timeout_s=1):
-            pass
-
-
 async def test_an_entry_deleted_behind_our_back_is_no_longer_pending_and_can_be_admitted_again(
     own_medium: Medium, server: EmbeddedServer
 ) -> None:
@@ -291,18 +271,3 @@ async def test_dead_workers_consumers_are_reaped_once_nothing_is_pending(own_med
     assert len(await other.lease([TICKETS], 9, 0)) == 2
     await other.reports()
     assert consumers() == {b"other"}
-
-
-@pytest.mark.parametrize("url", ["redis://:secret@127.0.0.1:1/0", "unix:///nowhere/at/all.sock"])
-async def test_nobody_there_is_said_after_the_connect_timeout(url: str) -> None:
-    begin = time.monotonic()
-    with pytest.raises(BusUnreachable, match=r"no answer from the Redis-protocol server at (redis://127.0.0.1:1/0|unix:///nowhere)"):
-        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=30, connect_timeout_s=0.3):
-            pass
-    assert time.monotonic() - begin < 5
-
-
-async def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(BusError, match="write redis://, rediss:// or unix://"):
-        async with connect_url("http://host:6379", run="r", name="w", lease_s=1, outage_timeout_s=1):
-            pass
