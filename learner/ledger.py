@@ -76,6 +76,7 @@ class Ledger:
         self._lock = asyncio.Lock()
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
+        self._paused = False  # as of the last look; a pause takes hold within a second
         self._incarnation = ""
         self._generation = 0
         self._next_version = line.version
@@ -144,6 +145,7 @@ class Ledger:
     async def watch(self) -> None:
         """Keeps the window full between publications too: the dead are replaced, a pause ends, a lost server is noticed."""
         while True:
+            self._paused = await self._bus.paused()
             await self.top_up()
             await asyncio.sleep(_WATCH_S)
 
@@ -157,7 +159,7 @@ class Ledger:
             self.state = state
             await self._hear_of_deaths(state)
             published = self._publisher.published
-            self.blocked = self._window.blocked(state, paused=await self._bus.paused())
+            self.blocked = self._window.blocked(state, paused=self._paused)
             self._pulse.set(blocked=self.blocked)
             if published is None or self.blocked:
                 return
