@@ -157,6 +157,6 @@ def samples_of(record: StepRecord, scored: Sequence[ScoredRollout], max_stalenes
         if len(versions) == 1 and not left_out:
             staleness[max(0, record.step - 1 - versions[0].step)] += sample.trained
         else:
-            lags, counts = np.unique(sample.lag_T[sample.mask_T != 0], return_counts=True)
-            staleness.update(dict(zip(lags.tolist(), counts.tolist(), strict=True)))
+            counts = np.bincount(sample.lag_T[sample.mask_T != 0]).tolist()
+            staleness.update({lag: count for lag, count in enumerate(counts) if count})
     return samples, Consumed(dict(staleness), masked, ghosts, mixed, tokens)

@@ -48,6 +48,7 @@ class Scorer:
     """Feeds one teacher."""
 
     _linger_s: ClassVar[float] = 0.02  # how long it waits for company when there is less than half a forward pass
+    _busy_s: ClassVar[float] = 0.1  # between two looks for more while the teacher is busy: its end comes as an event, so nothing is late
 
     def __init__(self, *, worker: Worker, teacher: Teacher, name: str) -> None:
         self._worker = worker
@@ -112,7 +113,7 @@ class Scorer:
             await asyncio.sleep(self._linger_s)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), self._linger_s)
+            await asyncio.wait_for(self._idle.wait(), self._busy_s)
 
     async def _decode(self, leases: Sequence[Lease]) -> list[Job]:
         """Jobs for this teacher; what is no such job goes to the dead letters."""
