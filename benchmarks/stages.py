@@ -57,15 +57,16 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="some of the parts; the others' figures stay as they were")
-    parser.add_argument("--rounds", type=int, default=3, help="of the rates, ours and plain in turn")
-    parser.add_argument("--steps", type=int, default=200, help="of the run")
+    parser.add_argument("--rounds", type=int, help="of the rates, ours and plain in turn (default: 3)")
+    parser.add_argument("--steps", type=int, help="of the run (default: 200)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="change a key of the run")
     parser.add_argument("--quick", action="store_true", help="show that everything works; writes no file")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--from-json", action="store_true", help="measure nothing: the tables of the last docs/benchmarks.json")
     given = parser.parse_args()
+    given.rounds = given.rounds or (1 if given.quick else 3)
+    given.steps = given.steps or (20 if given.quick else 200)
     if given.quick:
-        given.rounds, given.steps = 1, 20
         given.settings = ["evaluation.prompts=64", *given.settings]
     return given
 
