@@ -38,12 +38,16 @@ async def until(event):
 
 
 async def test_an_empty_server_in_mid_run_loses_and_repeats_nothing(world):
-    run, trainer = world(), SteppingTrainer(4)
-    async with run.workers():
+    run, trainer = world(), SteppingTrainer(3)
+    async with run.workers(), run.connect("reader") as bus:
         life = asyncio.create_task(run.life(trainer=trainer))
         await until(trainer.reached)
-        await run.wipe()
+        run.sampling.clear()
         trainer.go.set()
+        await asyncio.sleep(0.5)
+        assert (await bus.state()).live > 0, "tickets wait to be lost"
+        await run.wipe()
+        run.sampling.set()
         await asyncio.wait_for(life, 20)
         await run.check()
 
