@@ -33,7 +33,7 @@ def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
     was_finished = not fresh and RunDirectory(config.directory).result.exists()
     with open_screen(console, config.run.name, config.learner.steps) as screen:
         result = asyncio.run(run_async(config, screen=screen, fresh=fresh))
-        _tell(result, target, was_finished=was_finished, console=console)
+    _tell(result, target, was_finished=was_finished, console=console)
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 
 from deploy.snapshot import Snapshot
@@ -24,9 +24,6 @@ class Screen(Protocol):
 
     def say(self, sentence: str) -> None:
         """An event."""
-
-    def result(self, table: RenderableType) -> None:
-        """The end."""
 
 
 class Terminal:
@@ -46,11 +43,6 @@ class Terminal:
         """Above the table."""
         self._console.print(sentence, highlight=False, markup=False)
 
-    def result(self, table: RenderableType) -> None:
-        """Below the table, which stays as it was last."""
-        self._live.stop()
-        self._console.print(table)
-
 
 class Lines:
     """Plain text, for logs and pipes."""
@@ -69,10 +61,6 @@ class Lines:
     def say(self, sentence: str) -> None:
         """One line, however long."""
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-    def result(self, table: RenderableType) -> None:
-        """As text."""
-        self._console.print(table)
 
 
 @contextmanager
