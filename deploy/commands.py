@@ -13,10 +13,10 @@ from rich.console import Console
 from common import bus as buses
 from common.bus.base import Bus
 from common.config import RunConfig
+from common.config.run import without_password
 from common.errors import BusError, ConfigError
 from deploy.lock import is_held
 from deploy.result import Result, result_table
-from deploy.target import without_password
 from learner.directory import RunDirectory
 
 _CONNECT_S = 3.0

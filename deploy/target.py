@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import tomli_w
 
@@ -32,9 +31,9 @@ def saved_config(config: RunConfig) -> Iterator[Path]:
     """Writes the resolved configuration into the run's directory, to stay there without the password of bus.url; yields the file that the
     roles are to read: where there is a password, one that only its owner reads and that goes when the run stops."""
     values = config.model_dump(mode="json", exclude_none=True)
-    shown = without_password(config.bus.url)
-    (config.directory / CONFIG_FILE).write_text(tomli_w.dumps(values | {"bus": values["bus"] | {"url": shown}}))
-    if shown == config.bus.url:
+    public = config.public()
+    (config.directory / CONFIG_FILE).write_text(tomli_w.dumps(public.model_dump(mode="json", exclude_none=True)))
+    if public == config:
         yield config.directory / CONFIG_FILE
         return
     private = config.directory / PRIVATE_FILE
@@ -45,12 +44,3 @@ def saved_config(config: RunConfig) -> Iterator[Path]:
         yield private
     finally:
         private.unlink(missing_ok=True)
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = f"{parts.username}@" if parts.username else ""
-    return parts._replace(netloc=user + parts.netloc.rpartition("@")[2]).geturl()

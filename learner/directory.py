@@ -99,7 +99,7 @@ class RunDirectory:
             self._compare(identity)
         else:
             write_durably(self.identity, json.dumps(identity, indent=1, sort_keys=True))
-        write_durably(self.config, config.model_dump_json(indent=1))
+        write_durably(self.config, config.public().model_dump_json(indent=1))
 
     def _compare(self, identity: dict[str, Any]) -> None:
         before = json.loads(self.identity.read_text())

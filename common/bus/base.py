@@ -170,7 +170,8 @@ class Bus(Protocol):
 
     async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
         """Recreates groups, sets a new incarnation key if missing, joins `dead` into the dead letters, removes entry and live record of
-        the seqs in `gone` (applied) and `dead`, sets the ledger's applied, raises the cursor to at least `cursor`; returns it."""
+        the seqs in `gone` (applied) and `dead`, frees what learners of lower terms had leased, sets the ledger's applied, raises the
+        cursor to at least `cursor`; returns it."""
 
     async def state(self) -> BusState:
         """The ledger and the backlogs."""

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TypeVar
 
-from common.bus.base import TICKETS, Burial, BusState, DeadLetter, Lease, LiveEntry, Move, Outcome, Retry
+from common.bus.base import EVALUATED, SCORED, TICKETS, Burial, BusState, DeadLetter, Lease, LiveEntry, Move, Outcome, Retry
 from common.bus.memory_server import FREE, Entry, MemoryServer, in_ledger
 from common.errors import BusUnreachable, LearnerActive, Superseded
 
@@ -245,6 +245,8 @@ class MemoryBus:
         for seq, reason in dead.items():
             place, payload = self._withdraw(seq)
             server.dead.setdefault(seq, DeadLetter(seq, place.attempt if place else 0, reason, payload))
+        for entry in [*server.topics.get(SCORED, {}).values(), *server.topics.get(EVALUATED, {}).values()]:
+            entry.owner = FREE if entry.owner not in (None, self._name) else entry.owner
         server.incarnation = server.incarnation or uuid.uuid4().hex
         server.applied = applied
         server.cursor = max(server.cursor, cursor)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -94,6 +95,11 @@ class RunConfig(Section):
             )
         return self
 
+    def public(self) -> Self:
+        """The same without the password of bus.url, as it may be shown and kept."""
+        bus = self.bus.model_copy(update={"url": without_password(self.bus.url)})
+        return self.model_copy(update={"bus": bus})
+
     def identity(self) -> dict[str, Any]:
         """The keys that define what the run computes, as plain JSON values."""
         return _identity_of(self)
@@ -102,6 +108,15 @@ class RunConfig(Section):
     def identity_digest(self) -> str:
         """Digest of `identity()`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user = f"{parts.username}@" if parts.username else ""
+    return parts._replace(netloc=user + parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _identity_of(section: BaseModel) -> dict[str, Any]:

@@ -282,3 +282,16 @@ def test_the_media_offer_what_the_protocol_asks() -> None:
     names = {name for name in vars(Bus) if not name.startswith("_")}
     missing = SimpleNamespace(redis=names - set(dir(RedisBus)), memory=names - set(dir(MemoryBus)))
     assert (missing.redis, missing.memory) == (set(), set())
+
+
+async def test_what_a_dead_learner_had_leased_goes_to_its_successor_at_once(medium: Medium) -> None:
+    dead = await medium.bus()
+    await start_run(dead, 2)
+    held = await advance(dead, TICKETS, SCORED)
+    successor = await medium.bus()
+    await successor.claim(2, "successor", 30.0, True)
+    assert await successor.lease([SCORED], 10, 0) == []
+    await successor.bare.reconcile(2, 2, 0, [], {})
+    again = await successor.lease([SCORED], 10, 0)
+    assert seqs(again) == seqs(held)
+    assert [lease.deliveries for lease in again] == [1, 1]

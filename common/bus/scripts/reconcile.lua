@@ -33,6 +33,15 @@ for _, seq in ipairs(redis.call('HKEYS', key('live'))) do
   local entry, _, topic = place(seq)
   if not payload_of(topic, entry) then redis.call('HDEL', key('live'), seq) end
 end
+-- Whoever else has leases here is a learner of a lower term: they are free.
+for _, topic in ipairs({'scored', 'evaluated'}) do
+  local pending = redis.pcall('XPENDING', key(topic), GROUP, '-', '+', 100000)
+  for _, one in ipairs(pending.err and {} or pending) do
+    if one[2] ~= ME and one[2] ~= FREE then
+      redis.call('XCLAIM', key(topic), GROUP, FREE, 0, one[1], 'IDLE', 86400000, 'RETRYCOUNT', one[4], 'JUSTID')
+    end
+  end
+end
 local cursor = math.max(tonumber(redis.call('HGET', key('state'), 'cursor') or 0), tonumber(ARGV[3]))
 redis.call('HSET', key('state'), 'cursor', cursor, 'applied', ARGV[4])
 redis.call('HSETNX', key('state'), 'incarnation', ARGV[5])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from common.config import RunConfig, parse_config
+from common.config.run import without_password
 from common.errors import ConfigError, IdentityError, UserError
 from deploy.lock import is_held, only_supervisor
 from deploy.preflight import preflight
 from deploy.roles import role_specs
-from deploy.target import open_target, saved_config, without_password
+from deploy.target import open_target, saved_config
 from learner.directory import RunDirectory
 
 Make = Callable[..., RunConfig]

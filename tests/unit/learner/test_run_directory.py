@@ -38,6 +38,14 @@ def test_another_identity_is_refused_with_what_differs(tmp_path):
         directory.open(config(tmp_path), {"data.prompts": "xyz"})
 
 
+def test_the_password_of_the_server_is_not_kept(tmp_path):
+    directory = RunDirectory(tmp_path / "r")
+    plain = config(tmp_path)
+    secret = plain.model_copy(update={"bus": plain.bus.model_copy(update={"url": "redis://me:secret@host:1/0"})})
+    directory.open(secret, {})
+    assert json.loads(directory.config.read_text())["bus"]["url"] == "redis://me@host:1/0"
+
+
 def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"set run.dir"):
