@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from benchmarks.bench_engine import make_tickets
+from benchmarks.bench_engine import example_prompts
 from benchmarks.bench_learner import example_batch
 from benchmarks.bench_teacher import example_rollouts
 from learner.training import TrainingSample
 
-MODELS = Path(__file__).resolve().parent.parent / "examples/arithmetic/models"
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples/arithmetic"
+MODELS = EXAMPLE / "models"
 SEQUENCES = {"engine": 128, "teacher": 64, "learner": 64}  # of one batch
 
 Rows = Sequence[npt.NDArray[np.int32]]
@@ -45,14 +46,14 @@ def padded(rows: Rows, *, left: bool = False) -> tuple[torch.Tensor, torch.Tenso
 
 
 def engine(model: Any, batch: int) -> Work:
-    tickets = make_tickets(16 * batch, random_model=False, first=0)
+    prompts = example_prompts(MODELS / "student", EXAMPLE / "train.jsonl")[: 16 * batch]
     turn = 0
     stops = model.generation_config.eos_token_id
     stops_E = torch.tensor(stops if isinstance(stops, list) else [stops])
 
     def work() -> int:
         nonlocal turn
-        rows = [ticket.prompt_ids for ticket in tickets[turn * batch :][:batch]]
+        rows = prompts[turn * batch :][:batch]
         turn = (turn + 1) % 16
         ids, mask = padded(rows, left=True)
         with torch.inference_mode():
