@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,15 @@ class ByHand:
         what = [str(Path(__file__).with_name(program))] if program else ["-m", module]
         with log.open("wb") as out:
             command = [sys.executable, *what, "--config", str(CONFIG), *arguments, *sets]
-            process = subprocess.Popen(command, env={**self.example.environment, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=out)
+            process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
         self.roles.append(Role(module, process, log))
         return self.roles[-1]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With the programs and functions of these tests on the path."""
+        path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+        return {**self.example.environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
@@ -106,9 +112,10 @@ class ByHand:
 
     def who_waits_for_whom(self) -> str:
         """The last line of `reflux status`."""
-        done = self.example.go("status")
+        command = self.example.command("status")
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        return str(done.stdout.strip().rpartition("\n")[2])
+        return done.stdout.strip().rpartition("\n")[2]
 
 
 @contextmanager
@@ -130,11 +137,12 @@ def slowed(pid: int, share: float, period_s: float = 0.1) -> Iterator[None]:
     ended = threading.Event()
 
     def duty() -> None:
-        while not ended.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(period_s * (1 - share))
-            os.kill(pid, signal.SIGCONT)
-            ended.wait(period_s * share)
+        with suppress(ProcessLookupError):  # it may end meanwhile
+            while not ended.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                ended.wait(period_s * (1 - share))
+                os.kill(pid, signal.SIGCONT)
+                ended.wait(period_s * share)
 
     thread = threading.Thread(target=duty)
     thread.start()
