@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 Finished = tuple[Lease, Rollout]
 
+_LINGER_S = 0.02
+"""A finished rollout waits so long for others to be handed off with, while others are still being sampled."""
+
 
 class Producer:
     """Feeds one engine."""
@@ -44,7 +47,9 @@ class Producer:
         self._slots = worker.config.producer.slots
         self._finished: asyncio.Queue[Finished | Burial] = asyncio.Queue()
         self._freed = asyncio.Event()
+        self._refill = max(1, int(worker.config.producer.refill_share * self._slots))  # leased at once, as the engine joins them
         self._in_flight = 0
+        self._wake_at = 0
 
     async def run(self) -> None:
         """Serves until told to stop, then finishes what it holds."""
@@ -61,8 +66,9 @@ class Producer:
         worker = self._worker
         while not worker.stopping.is_set():
             wanted = min(self._engine.wanted, self._slots - self._in_flight + self._slots // 4)
-            if wanted <= 0:
-                await self._until_freed()
+            short = min(self._refill, self._in_flight) - wanted
+            if short > 0 or wanted <= 0:
+                await self._until_freed(max(1, short))
                 continue
             starving = self._in_flight < self._idle_share * min(self._slots, worker.config.window)
             with worker.pulse.waiting("tickets") if starving else nullcontext():
@@ -71,7 +77,9 @@ class Producer:
             self._start(tasks, [lease for lease in leases if lease.deliveries <= 1])
             await self._quarantine([lease for lease in leases if lease.deliveries > 1])
 
-    async def _until_freed(self) -> None:
+    async def _until_freed(self, count: int) -> None:
+        """Until `count` of the tickets in flight are done, or a heartbeat has passed."""
+        self._wake_at = self._in_flight - count
         self._freed.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._freed.wait(), self._worker.config.service.heartbeat_s)
@@ -85,7 +93,7 @@ class Producer:
         if not suspects:
             return
         while self._in_flight:
-            await self._until_freed()
+            await self._until_freed(self._in_flight)
         suspects.sort(key=lambda lease: lease.deliveries)
         while suspects:
             size = quarantine_size(suspects[-1].deliveries, self._slots)
@@ -118,7 +126,8 @@ class Producer:
             self._finished.put_nowait(Burial(lease, str(error)))
         finally:
             self._in_flight -= 1
-            self._freed.set()
+            if self._in_flight <= self._wake_at:
+                self._freed.set()
 
     async def _weights_came(self, ticket: Ticket) -> bool:
         """Waits for the ticket's weights; False: told to stop before they came."""
@@ -135,6 +144,8 @@ class Producer:
     async def _hand_off_finished(self) -> None:
         while True:
             batch = [await self._finished.get()]
+            if self._in_flight:
+                await asyncio.sleep(_LINGER_S)
             while not self._finished.empty():
                 batch.append(self._finished.get_nowait())
             await self._hand_off([entry for entry in batch if not isinstance(entry, Burial)])
