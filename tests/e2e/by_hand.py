@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from common.bus.embedded import find_server, free_port
+from common.service import EXIT_FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "arithmetic" / "run.toml"
@@ -105,6 +106,7 @@ class ByHand:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout} s for {what}\n{self.all_said()}"
+            assert not any(role.process.poll() == EXIT_FAILED for role in self.roles), f"a role failed before {what}\n{self.all_said()}"
             time.sleep(0.05)
 
     def all_said(self) -> str:
