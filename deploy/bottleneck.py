@@ -15,7 +15,7 @@ from typing import Literal
 from common.pulse import Report
 from deploy.snapshot import Snapshot
 
-Place = Literal["sampling", "scoring", "training", "publishing", "Redis", "admission"]
+Place = Literal["sampling", "scoring", "training", "publishing", "Redis", "admission", "dead letters"]
 
 _PLACE_OF: Mapping[str, Place] = {"producer": "sampling", "scorer": "scoring", "learner": "training"}
 _WORKERS: Mapping[Place, str] = {"sampling": "the producers", "scoring": "the scorers", "training": "the learner"}
@@ -63,7 +63,18 @@ def _standstill(before: Snapshot, after: Snapshot, shares: Mapping[str, Mapping[
         return Bottleneck("Redis", f"everyone waits for Redis: Redis is the bottleneck (it takes {answer_s:.1f} s to answer)")
     if shares["learner"].get("admission", 0.0) >= _ADMITS_NOTHING:
         return Bottleneck("admission", f"everyone waits: the learner admits no samples ({after.gauge('blocked') or 'it does not say why'})")
+    lost = _given_up(before, after)
+    if lost and shares["learner"].get("scored", 0.0) >= _HARDLY_WAITS:
+        line = f"learner waits for scored: {lost} samples were given up and none was trained (`reflux dead list` says why)"
+        return Bottleneck("dead letters", line)
     return None
+
+
+def _given_up(before: Snapshot, after: Snapshot) -> int:
+    """How many samples died, if none came through."""
+    if before.state is None or after.state is None or after.state.applied > before.state.applied:
+        return 0
+    return after.state.dead - before.state.dead
 
 
 def _busy(shares: Mapping[str, Mapping[str, float]]) -> dict[Place, float]:

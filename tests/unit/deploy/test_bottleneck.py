@@ -137,6 +137,17 @@ def test_a_learner_that_admits_nothing_says_why() -> None:
     assert found.line == "everyone waits: the learner admits no samples (the run is paused: `reflux resume` goes on)"
 
 
+def test_a_run_whose_samples_all_die_says_so() -> None:
+    before, after = seen(100, BUSY), seen(110, {"producer": {}, "scorer": {}, "learner": {"scored": 9.5}})
+    dying = replace(after, state=replace(after.state, cursor=40, dead=40))
+    found = bottleneck(before, dying)
+    assert found is not None
+    assert (found.place, "40 samples were given up and none was trained" in found.line) == ("dead letters", True)
+    through = bottleneck(before, replace(dying, state=replace(dying.state, cursor=41, applied=1)))
+    assert through is not None
+    assert through.place != "dead letters"
+
+
 def test_a_server_that_does_not_answer_is_named() -> None:
     found = bottleneck(seen(100, BUSY), replace(seen(110, BUSY), state=None))
     assert found is not None
