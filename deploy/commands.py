@@ -81,9 +81,15 @@ def status(config: RunConfig) -> int:
     try:
         asyncio.run(_show(config, console))
     except BusError as error:
-        state = "a supervisor lives, but its server does not answer" if is_held(directory.root) else "the run is stopped"
-        _say(console, f"{state} ({error}); `reflux run` goes on where it was")
+        _say(console, f"{_state(config)} ({error}); `reflux run` goes on where it was")
     return 0
+
+
+def _state(config: RunConfig) -> str:
+    """Of a run whose server does not answer; roles on other hosts may live without a supervisor here."""
+    if is_held(config.directory):
+        return "a supervisor lives, but its server does not answer"
+    return "no supervisor lives here, and the server does not answer" if config.bus.url else "the run is stopped"
 
 
 async def _show(config: RunConfig, console: Console) -> None:
