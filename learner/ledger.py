@@ -127,6 +127,7 @@ class Ledger:
                     await self._holding.sample_again(formed.again, self._next_version, section.max_attempts)
                 if formed.batch:
                     return await self._commit(formed.batch)
+            self._taken.set()  # what was lost or is sampled again has left room
             await self._arrived.wait()
 
     async def _commit(self, batch: Sequence[Held]) -> Prepared:
