@@ -1,4 +1,5 @@
-"""The engine goes over to every weight version that the log announces, newest first; what it cannot read it reports and passes over.
+"""The engine goes over to every weight version that the log announces, newest first; what it cannot read it reports and passes over,
+and tries again while nothing newer comes: the store may have been away for a moment.
 
 Consumes the weights log; waits for nothing else; unblocks the tickets that ask for a newer version. A late joiner catches up from the log.
 """
@@ -31,13 +32,14 @@ class WeightsFollower:
         self._changed = asyncio.Condition()
 
     async def run(self) -> None:
-        """Follows the log for ever."""
-        entry = "0"
+        """Follows the log for ever; the newest version that cannot be read is tried again as long as nothing newer comes."""
+        entry, unread = "0", b""
         while True:
             news = await self._bus.weights_after(entry, self._poll_s)
             if news:
                 entry = news[-1][0]
-                await self._go_over([payload for _, payload in reversed(news)])
+            newest_first = [payload for _, payload in reversed(news)]
+            unread = await self._go_over([*newest_first, unread] if unread else newest_first, unread)
 
     async def reached(self, version: Version) -> None:
         """Waits until the engine's weights are at least `version`."""
@@ -46,20 +48,26 @@ class WeightsFollower:
         async with self._changed:
             await self._changed.wait_for(lambda: self._engine.version >= version)
 
-    async def _go_over(self, newest_first: list[bytes]) -> None:
+    async def _go_over(self, newest_first: list[bytes], told: bytes) -> bytes:
+        """Returns the newest version that the store may yet give, or nothing. `told`: it was reported before."""
+        unread = b""
         for payload in newest_first:
             try:
                 manifest = decode(payload, WeightManifest)
                 assert isinstance(manifest, WeightManifest)
                 if manifest.version <= self._engine.version:
-                    return
+                    return unread
                 await self._engine.update_weights(manifest, await self._store.fetch(manifest))
             except (WireError, WeightsError) as error:
-                log.warning("passes over a weight version", extra={"reason": str(error)})
-                self._pulse.add(weights_refused=1)
+                if payload != told:
+                    log.warning("passes over a weight version", extra={"reason": str(error)})
+                    self._pulse.add(weights_refused=1)
+                if isinstance(error, WeightsError):
+                    unread = unread or payload
                 continue
             self._pulse.add(weight_updates=1)
             self._pulse.set(term=manifest.version.term, step=manifest.version.step)
             async with self._changed:
                 self._changed.notify_all()
-            return
+            return unread
+        return unread

@@ -273,3 +273,16 @@ async def _die_holding(stage: Stage, deaths: range, *, alone: bool = False) -> N
             if alone:
                 await bus.begin_alone(lease)
     stage.worker.bus._lease_s = 0.0
+
+
+async def test_a_version_that_cannot_be_read_for_a_moment_is_tried_again() -> None:
+    stage = Stage()
+    stage.store.damaged = {FIRST}
+    await stage.publish(FIRST)
+    await stage.admit(2)
+    async with stage.running():
+        while not stage.worker.pulse.report().counters.get("weights_refused"):
+            await asyncio.sleep(0.01)
+        stage.store.damaged.clear()
+        await stage.until(rollouts("t"), 2)
+    assert stage.worker.pulse.report().counters["weights_refused"] == 1
