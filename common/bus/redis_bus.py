@@ -25,8 +25,8 @@ class RedisBus(LearnerCalls):
     def __init__(self, client: RedisClient, *, run: str, name: str, lease_s: float) -> None:
         super().__init__(client, run=run, name=name)
         self._lease_s = lease_s
-        self._next_sweep = 0.0
-        self._losses = 0
+        self._next_sweep: dict[tuple[str, ...], float] = {}  # by topics: each of several tasks that lease looks after its own
+        self._losses: dict[tuple[str, ...], int] = {}
         self._held: set[tuple[str, str]] = set()  # leased and not finished
 
     async def lease(self, topics: Sequence[str], count: int, wait_s: float) -> list[Lease]:
@@ -42,16 +42,16 @@ class RedisBus(LearnerCalls):
                 return leases
 
     async def _poll(self, topics: Sequence[str], count: int) -> list[Lease]:
-        now = time.monotonic()
-        sweep = now >= self._next_sweep
+        now, whose = time.monotonic(), tuple(topics)
+        sweep = now >= self._next_sweep.get(whose, 0.0)
         if sweep:
-            self._next_sweep = now + self._lease_s / 4
+            self._next_sweep[whose] = now + self._lease_s / 4
         losses = self._client.losses
-        reclaim = losses != self._losses  # a lost reply, or a server that came back, may have left entries under our name
+        reclaim = losses != self._losses.get(whose, 0)  # a lost reply, or a server that came back, may have left entries under our name
         held = [f"{topic} {entry}" for topic, entry in self._held] if reclaim else []
         options = (count, max(1, int(self._lease_s * 1000)), int(sweep), int(reclaim), len(topics))
         rows = await self._script("lease", *options, *topics, *held)
-        self._losses = losses
+        self._losses[whose] = losses
         leases = self._keep([_lease(row[0].decode(), row[1], row[2], row[3]) for row in rows])
         if losses != self._client.losses and len(leases) < count:  # the reply that was lost may have held entries
             leases += await self._poll(topics, count - len(leases))

@@ -194,8 +194,10 @@ class RedisClient:
 
 
 def _passes(error: ResponseError) -> bool:
-    """A failover, or another client's script that runs long: the server will answer soon."""
-    return isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError) or str(error).startswith("BUSY ")
+    """A failover (it also ends a wait), or another client's script that runs long: the server will answer soon."""
+    text = str(error)
+    is_failover = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError) or "-READONLY " in text  # 6.2 wraps a script's
+    return is_failover or text.startswith(("BUSY ", "UNBLOCKED "))
 
 
 def _reason(error: BaseException) -> str:
