@@ -52,10 +52,12 @@ def save(root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_mod
     (temporary / "manifest.json").write_text(json.dumps(files, indent=1))
     for path in [*_files(temporary), *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         sync_directory(path) if path.is_dir() else sync_file(path)
-    if final.exists():  # the same term can come to the same step only with the same line
-        shutil.rmtree(final)
+    before = root / f".{name}.old"
+    if final.exists():  # the same term can come to the same step only with the same line; it may be the only one, so it goes last
+        final.replace(before)
     temporary.replace(final)
     sync_directory(root)
+    shutil.rmtree(before, ignore_errors=True)
     return final
 
 

@@ -20,6 +20,7 @@ from common.errors import WireError
 from common.messages import Evaluated, Version, WeightManifest
 from common.pulse import Pulse
 from learner.directory import RunDirectory
+from learner.disk import write_durably
 from learner.feeder import EvaluationSource
 
 _ROUNDS = 3
@@ -100,7 +101,7 @@ class Evaluator:
 
     async def run(self, manifest: WeightManifest) -> Evaluation:
         """Asks about the published version and waits for its answers."""
-        self._directory.open_evaluation.write_bytes(encode(manifest))
+        write_durably(self._directory.open_evaluation, encode(manifest))
         began = time.monotonic()
         self._pulse.set(evaluating=f"{manifest.version.term}:{manifest.version.step}")
         answers = await self._collect(manifest.version)

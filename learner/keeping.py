@@ -12,6 +12,7 @@ from common.messages import Version, WeightManifest
 from common.pulse import Pulse
 from learner import checkpoint, journal
 from learner.directory import RunDirectory
+from learner.disk import write_durably
 from learner.evaluation import Evaluation, Evaluator
 from learner.maths import Trainer
 from learner.tally import Tally
@@ -47,7 +48,7 @@ class Keeping:
         if not self._config.evaluation.keep_best:
             return frozenset()
         if evaluator.best == result:
-            self._directory.best.write_bytes(encode(manifest))
+            write_durably(self._directory.best, encode(manifest))
         best = self.best()
         return frozenset() if best is None else frozenset({best.version})
 

@@ -72,3 +72,18 @@ def test_deleting_keeps_the_newest_and_whatever_a_higher_term_wrote(tmp_path):
         saved(tmp_path, term, step)
     checkpoint.delete_old(tmp_path, keep=1, up_to_term=2)
     assert checkpoint.versions(tmp_path) == [Version(2, 3), Version(3, 1)]
+
+
+def test_the_same_checkpoint_again_never_deletes_the_only_one(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 4)
+    left = []
+    rmtree = checkpoint.shutil.rmtree
+
+    def watched(path, **options):
+        rmtree(path, **options)
+        left.append(checkpoint.versions(tmp_path))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched)
+    saved(tmp_path, 1, 4)
+    assert left == [[Version(1, 4)]]
+    assert [path.name for path in tmp_path.iterdir()] == ["term000001-step00000004"]
