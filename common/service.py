@@ -75,6 +75,8 @@ def run_service(role: str, body: Body, configure: Callable[[], RunConfig]) -> in
         asyncio.run(serve(role, configure(), body))
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the process's outermost boundary
         return _exit_code(role, _leaf(error))
+    except KeyboardInterrupt:  # before it drained by signal: nothing was begun
+        return EXIT_DONE
     return EXIT_DONE
 
 

@@ -1,6 +1,6 @@
 """The learner's process on rank 0: claim a term, resume, train, finish; or drain on a signal and let a later life go on.
 
-Guarantees: nothing is read from or written to the run before its term is claimed; the term's lease is renewed beside everything else, and
+Guarantees: nothing of the line is read or written before its term is claimed; the term's lease is renewed beside everything else, and
 a learner that was superseded stops without another write; a finished run is recognised by its result.json.
 """
 
