@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
@@ -51,9 +50,10 @@ Argument = bytes | str | int | float
 
 
 def shown(url: str) -> str:
-    """The address without its password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """The address without its login and parameters, also where it is malformed."""
+    scheme, separator, _ = url.partition("://")
+    address = url.removeprefix(scheme + separator) if separator else url
+    return (scheme if separator else "") + separator + address.rpartition("@")[2].partition("?")[0]
 
 
 @cache

@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -111,12 +110,14 @@ class RunConfig(Section):
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = f"{parts.username}@" if parts.username else ""
-    return parts._replace(netloc=user + parts.netloc.rpartition("@")[2]).geturl()
+    """The URL as it may be shown, also where it is none: a password may hold any character, and may be a parameter."""
+    before, at, rest = url.rpartition("@")
+    scheme, separator, login = before.partition("://") if "://" in before else ("", "", before)
+    user, colon, _ = login.partition(":")
+    address, mark, parameters = rest.partition("?")
+    public = "&".join(one for one in parameters.split("&") if not one.startswith("password="))
+    who = scheme + separator + (user + at if user or not colon else "")
+    return who + address + (mark + public if public else "")
 
 
 def _identity_of(section: BaseModel) -> dict[str, Any]:

@@ -71,6 +71,10 @@ def test_a_password_is_in_no_file_that_stays_or_that_others_may_read(make: Make)
         ("redis://host:1/0", "redis://host:1/0"),
         ("redis://:pw@host:1/0", "redis://host:1/0"),
         ("unix:///tmp/x.sock?db=1", "unix:///tmp/x.sock?db=1"),
+        ("redis://host:1/0?db=1&password=pw", "redis://host:1/0?db=1"),
+        ("redis://me:p/w#?@host:1/0", "redis://me@host:1/0"),
+        ("redis://:p://w@host:1", "redis://host:1"),
+        ("me:pw@host:1", "me@host:1"),
     ],
 )
 def test_addresses_are_shown_without_password(url: str, shown: str) -> None:

@@ -20,3 +20,5 @@ def test_pieces_are_small_and_together_the_whole(sizes: list[int]) -> None:
 def test_an_address_is_shown_without_its_password() -> None:
     assert shown("redis://user:pass@word@host:6379/3") == "redis://host:6379/3"
     assert shown("unix://:secret@/run/redis.sock") == "unix:///run/redis.sock"
+    assert shown("redis://:pa/ss#?@host:6379/3?password=word") == "redis://host:6379/3"
+    assert shown("user:pass@host:6379") == "host:6379"
