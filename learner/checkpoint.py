@@ -21,6 +21,7 @@ from learner.disk import digest, sync_directory, sync_file
 from learner.line import Line
 
 _NAME = re.compile(r"term(\d+)-step(\d+)")
+_LEFTOVER = re.compile(r"\.term(\d+)-step\d+\.(?:tmp|old)")
 _log = logging.getLogger(__name__)
 
 
@@ -101,8 +102,11 @@ def oldest(root: Path) -> Version | None:
 
 
 def delete_old(root: Path, keep: int, up_to_term: int) -> None:
-    """Keeps the newest `keep` of the terms ≤ `up_to_term`."""
+    """Keeps the newest `keep` of the terms ≤ `up_to_term`; what a crash left half-written in them goes too."""
     mine = [version for version in versions(root) if version.term <= up_to_term]
     for version in mine[:-keep]:
         shutil.rmtree(root / f"term{version.term:06}-step{version.step:08}")
+    for path in root.glob(".term*"):
+        if (leftover := _LEFTOVER.fullmatch(path.name)) and int(leftover[1]) <= up_to_term:
+            shutil.rmtree(path, ignore_errors=True)
     sync_directory(root)

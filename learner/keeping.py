@@ -27,11 +27,10 @@ class Keeping:
         self._pulse = pulse
         self._counted_until = time.monotonic()
 
-    def save(self, line: Mapping[str, Any], tally: Tally, trainer: Trainer) -> None:
-        """A checkpoint of this step, then what it makes superfluous goes."""
-        self.count_time(tally)
+    def save(self, line: Mapping[str, Any], tally: Mapping[str, Any], trainer: Trainer) -> None:
+        """A checkpoint of this step, then what it makes superfluous goes. `tally` is a copy: the event loop goes on counting."""
         with self._pulse.cpu("checkpoint"):
-            checkpoint.save(self._directory.checkpoints, line, tally.to_json(), trainer.save)
+            checkpoint.save(self._directory.checkpoints, line, tally, trainer.save)
             checkpoint.delete_old(self._directory.checkpoints, self._config.learner.keep_checkpoints, line["term"])
             oldest = checkpoint.oldest(self._directory.checkpoints)
             if not self._config.learner.record and oldest is not None:

@@ -121,7 +121,8 @@ class Loop:
 
     async def checkpoint(self) -> None:
         """The trainer as it is, with the line of its step."""
-        await self._maths.run(self._keeping.save, self._line, self.tally, self._trainer)
+        self._keeping.count_time(self.tally)
+        await self._maths.run(self._keeping.save, self._line, self.tally.to_json(), self._trainer)
         if not self._config.learner.record:
             self._journal.rotate()
 

@@ -87,3 +87,11 @@ def test_the_same_checkpoint_again_never_deletes_the_only_one(tmp_path, monkeypa
     saved(tmp_path, 1, 4)
     assert left == [[Version(1, 4)]]
     assert [path.name for path in tmp_path.iterdir()] == ["term000001-step00000004"]
+
+
+def test_what_a_crash_left_half_written_is_deleted_with_the_old_ones(tmp_path):
+    saved(tmp_path, 2, 4)
+    for name in (".term000001-step00000009.tmp", ".term000003-step00000001.tmp"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    checkpoint.delete_old(tmp_path, keep=1, up_to_term=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".term000003-step00000001.tmp", "term000002-step00000004"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from learner_world import World
 
 from common.codec import decode
 from common.messages import Ticket, Version, WeightManifest
+from learner.tally import Tally
 
 
 @pytest.fixture
@@ -210,3 +212,20 @@ async def test_metrics_have_one_line_for_each_step(world):
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert {"loss", "kl", "grad_norm", "lr", "tokens", "staleness", "mixed_share", "kl_by_teacher"} <= lines[0].keys()
     assert list(run.directory.tensorboard.glob("events.*"))
+
+
+async def test_the_tally_is_read_where_it_is_counted(world, monkeypatch):
+    threads, to_json = [], Tally.to_json
+
+    def watched(tally):
+        threads.append(threading.current_thread())
+        return to_json(tally)
+
+    run = world(steps=3, checkpoint_every=1)
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        while run.trainer is None or not run.trainer.steps:
+            await asyncio.sleep(0.005)
+        monkeypatch.setattr(Tally, "to_json", watched)
+        await asyncio.wait_for(life, 20)
+    assert set(threads) == {threading.main_thread()}, "a worker that joins changes its size"
