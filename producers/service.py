@@ -11,7 +11,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollouts
@@ -49,6 +49,9 @@ class Producer:
         self._freed = asyncio.Event()
         self._refill = max(1, int(worker.config.producer.refill_share * self._slots))  # leased at once, as the engine joins them
         self._in_flight = 0
+        self._few = self._idle_share * min(self._slots, worker.config.window)
+        self._leasing = False
+        self._hunger: ExitStack | None = None  # open while it waits for tickets
         self._wake_at = 0
 
     async def run(self) -> None:
@@ -70,12 +73,29 @@ class Producer:
             if short > 0 or wanted <= 0:
                 await self._until_freed(max(1, short))
                 continue
-            starving = self._in_flight < self._idle_share * min(self._slots, worker.config.window)
-            with worker.pulse.waiting("tickets") if starving else nullcontext():
-                leases = await worker.bus.lease((EVAL, TICKETS), wanted, worker.config.service.heartbeat_s)
+            leases = await self._lease(wanted)
             worker.keeper.hold(leases)
             self._start(tasks, [lease for lease in leases if lease.deliveries <= 1])
             await self._quarantine([lease for lease in leases if lease.deliveries > 1])
+
+    async def _lease(self, wanted: int) -> list[Lease]:
+        self._leasing = True
+        self._tell_hunger()
+        try:
+            return await self._worker.bus.lease((EVAL, TICKETS), wanted, self._worker.config.service.heartbeat_s)
+        finally:
+            self._leasing = False
+            self._tell_hunger()
+
+    def _tell_hunger(self) -> None:
+        """It waits for tickets from the moment when too few sequences run, which may come in the middle of a lease."""
+        hungry = self._leasing and self._in_flight < self._few
+        if hungry and self._hunger is None:
+            self._hunger = ExitStack()
+            self._hunger.enter_context(self._worker.pulse.waiting("tickets"))
+        elif not hungry and self._hunger is not None:
+            self._hunger.close()
+            self._hunger = None
 
     async def _until_freed(self, count: int) -> None:
         """Until `count` of the tickets in flight are done, or a heartbeat has passed."""
@@ -126,6 +146,7 @@ class Producer:
             self._finished.put_nowait(Burial(lease, str(error)))
         finally:
             self._in_flight -= 1
+            self._tell_hunger()
             if self._in_flight <= self._wake_at:
                 self._freed.set()
 
