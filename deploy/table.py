@@ -74,7 +74,8 @@ def student_line(after: Snapshot, steps: int) -> str:
     if isinstance(accuracy, float | int):
         parts.append(f"pass@1 {accuracy:.1%} at step {after.gauge('accuracy_step')}")
     if version := after.gauge("evaluating"):
-        parts.append(f"evaluating {version}: {after.gauge('evaluated') or 0} of {after.gauge('evaluation_size') or '?'} answers")
+        step = str(version).rpartition(":")[2]
+        parts.append(f"evaluating step {step}: {after.gauge('evaluated') or 0} of {after.gauge('evaluation_size') or '?'} answers")
     return " · ".join(parts)
 
 

@@ -48,7 +48,7 @@ def test_the_student_line_has_step_loss_kl_staleness_and_accuracy() -> None:
 
 def test_a_running_evaluation_is_told() -> None:
     asking = snapshot(1, report("learner", 1, 1, 0, 0, evaluating="1:0", evaluated=32, evaluation_size=1024))
-    assert "evaluating 1:0: 32 of 1024 answers" in student_line(asking, 200)
+    assert "evaluating step 0: 32 of 1024 answers" in student_line(asking, 200)
 
 
 def test_the_ledger_line_balances_and_names_what_was_tried_again() -> None:
