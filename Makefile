@@ -1,6 +1,6 @@
 # The one door for people, CI and pre-commit. `make help` lists the targets.
 #
-# TORCH_INDEX  package index for PyTorch alone, e.g. https://download.pytorch.org/whl/cpu where the default would bring CUDA
+# TORCH_INDEX  package index for PyTorch alone: the CPU index that PyTorch's install page gives, where the default would bring CUDA
 # PYTHON       the interpreter that makes .venv (3.11 or later)
 
 PYTHON ?= python3

@@ -55,7 +55,7 @@ def plot(cells: list[dict[str, object]], file: Path) -> None:
         for cell in mine:
             axes.scatter([str(cell["lag"])] * len(cell["pass_at_1"]), cell["pass_at_1"], s=10, alpha=0.5, color="grey")
     axes.set(xlabel="forced lag (steps)", ylabel="pass@1 after 3,200 samples", ylim=(0, 1))
-    axes.legend()
+    axes.legend(loc="center left")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
