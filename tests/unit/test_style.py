@@ -120,7 +120,7 @@ def test_nothing_names_a_machines_own_paths() -> None:
     assert not naming
 
 
-@pytest.mark.parametrize("line", ["open('/work/models/x')", "see /opt/wheels/a", "/home/jo/runs"])
+@pytest.mark.parametrize("line", ["open('/work/models/x')", "see /opt/models/a", "/home/jo/runs"])
 def test_a_machines_own_path_is_recognised(line: str) -> None:
     assert MACHINE_PATHS.search(line)
 
