@@ -50,9 +50,8 @@ class FusedForward:
             return attend_causal(query, key, value, scale).flatten(2).flatten(0, 1)
 
         place_MP = torch.arange(p, device=ids_MP.device).expand(m, p)
-        x_TF = self._through(ids_MP.flatten(), place_MP.flatten(), p, attend)
         last_M = torch.arange(m, device=ids_MP.device) * p + lengths_M - 1
-        return self._logits(x_TF[last_M])
+        return self._logits(self._through(ids_MP.flatten(), place_MP.flatten(), p, attend, keep=last_M))
 
     def decode(self, ids_N: Tensor, reach: int) -> Tensor:
         """See Forward."""
@@ -66,13 +65,14 @@ class FusedForward:
         self.cache.end_decode()
         return self._logits(x_NF)
 
-    def _through(self, ids_T: Tensor, position_T: Tensor, reach: int, attend: Attend) -> Tensor:
-        """All layers; T tokens at positions below `reach`."""
+    def _through(self, ids_T: Tensor, position_T: Tensor, reach: int, attend: Attend, keep: Tensor | None = None) -> Tensor:
+        """All layers; T tokens at positions below `reach`, or of the last layer only the rows `keep`, where nobody reads the others."""
         cos_T1D, sin_T1D = self._rope.at(position_T, reach)
         x_TF = functional.embedding(ids_T, self._embedding.weight)
-        for layer in self._layers:
+        *lower, top = self._layers
+        for layer in lower:
             x_TF = layer(x_TF, cos_T1D, sin_T1D, attend)
-        return x_TF
+        return top(x_TF, cos_T1D, sin_T1D, attend, keep)
 
     def _logits(self, x_NF: Tensor) -> Tensor:
         return functional.linear(_rms(x_NF, self._norm), self._head.weight)
@@ -105,11 +105,13 @@ class _Layer:
         self._scale: float = attention.scaling
         self._middle: int = mlp.gate_proj.out_features
 
-    def __call__(self, x_TF: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x_TF: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
         h, k = self._heads, self._kv_heads
         qkv = functional.linear(_rms(x_TF, self._before), self._qkv, self._qkv_bias).view(len(x_TF), h + 2 * k, -1)
         rotated = self._rotate(qkv[:, : h + k], cos_T1D, sin_T1D)
         heard = attend(rotated[:, :h], rotated[:, h:], qkv[:, h + k :], self._index, self._scale)
+        if keep is not None:
+            x_TF, heard = x_TF[keep], heard[keep]
         x_TF = _add_linear(x_TF, heard, self._out)
         gate_up = functional.linear(_rms(x_TF, self._after), self._gate_up, self._gate_up_bias)
         return _add_linear(x_TF, functional.silu(gate_up[:, : self._middle]).mul_(gate_up[:, self._middle :]), self._down)
