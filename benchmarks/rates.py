@@ -1,4 +1,4 @@
-"""Tokens per CPU-second of each stage, ours and the same work in plain transformers, in turn, each in a process of its own.
+"""Tokens per CPU-second of each stage: ours, the same work in plain transformers, and the linear layers alone, each in its own process.
 
 A round runs every stage once; figures are medians over the rounds. The machine's noise meets both sides alike, so the ratio holds where
 the figures themselves do not.
@@ -28,12 +28,13 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A row: `ours` and `plain` are the arguments of `python -m benchmarks.…`."""
+    """A row: `ours`, `plain` and `matrices` are the arguments of `python -m benchmarks.…`."""
 
     name: str
     floor: int
     ours: tuple[str, ...]
     plain: tuple[str, ...]
+    matrices: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Rate:
     floor: int
     ours: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
+    matrices: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Medians and every round."""
@@ -54,9 +56,10 @@ class Rate:
             "floor": self.floor,
             "ours": round(ours),
             "plain": round(plain),
+            "matrices": round(statistics.median(self.matrices)),
             "ratio": round(ratio, 2),
             "reached": ours >= self.floor,
-            "rounds": {"ours": self.ours, "plain": self.plain},
+            "rounds": {"ours": self.ours, "plain": self.plain, "matrices": self.matrices},
         }
 
 
@@ -66,16 +69,30 @@ def stages(*, quick: bool) -> list[Stage]:
     plain = ("--repetitions", str(repeats), "--batches", str(batches))
     engine = ("bench_engine", "--slots", "128", "--samples", str(samples), "--rounds", str(repeats))
     teacher = ("bench_teacher", "--repetitions", str(repeats))
+    bf16 = ("--dtype", "bfloat16")
     return [
-        Stage("engine, 128 slots (generated tokens)", 40_000, engine, ("plain", "engine", *plain)),
-        Stage("teacher fp32, top-8 (prompt + response)", 55_000, (*teacher, "--dtype", "float32"), ("plain", "teacher", *plain)),
+        Stage("engine, 128 slots (generated tokens)", 40_000, engine, ("plain", "engine", *plain), ("matrices", "engine")),
+        Stage(
+            "teacher fp32, top-8 (prompt + response)",
+            55_000,
+            (*teacher, "--dtype", "float32"),
+            ("plain", "teacher", *plain),
+            ("matrices", "teacher"),
+        ),
         Stage(
             "teacher bf16, top-8 (prompt + response)",
             85_000,
-            (*teacher, "--dtype", "bfloat16"),
-            ("plain", "teacher", "--dtype", "bfloat16", *plain),
+            (*teacher, *bf16),
+            ("plain", "teacher", *bf16, *plain),
+            ("matrices", "teacher", *bf16),
         ),
-        Stage("learner, whole step (prompt + response)", 28_000, ("bench_learner", "--steps", str(steps)), ("plain", "learner", *plain)),
+        Stage(
+            "learner, whole step (prompt + response)",
+            28_000,
+            ("bench_learner", "--steps", str(steps)),
+            ("plain", "learner", *plain),
+            ("matrices", "learner"),
+        ),
     ]
 
 
@@ -88,6 +105,7 @@ def measure(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
             pairs = [(found[stage.name].ours, stage.ours), (found[stage.name].plain, stage.plain)]
             for rates, arguments in pairs if turn % 2 == 0 else pairs[::-1]:
                 rates.append(_tokens_per_cpu_s(_run(arguments)))
+            found[stage.name].matrices.append(_tokens_per_cpu_s(_run(stage.matrices)))
     return [rate.to_json() for rate in found.values()]
 
 
