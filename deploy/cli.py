@@ -34,7 +34,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
     parser.add_argument("--producers", type=int, metavar="N", help="sampling processes (producer.count)")
     parser.add_argument("--scorers", type=int, metavar="N", help="scoring processes per teacher (scorer.count)")
-    parser.add_argument("--learner-ranks", type=int, metavar="N", help="data-parallel learner processes (learner.ranks)")
+    parser.add_argument("--learner-ranks", type=int, metavar="N", help="learner processes (learner.ranks)")
     parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = role_parser("learner")
-    parser.add_argument("--nproc", type=int, metavar="N", help="data-parallel ranks on this machine (learner.ranks)")
+    parser.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (learner.ranks)")
     parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
     return parser.parse_args(argv)
 

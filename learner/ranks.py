@@ -110,6 +110,8 @@ def settings(config: RunConfig) -> TrainerSettings:
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.clip_grad,
         token_budget=config.learner.micro_batch_tokens,
+        tensor_parallel=config.learner.tensor_parallel,
+        recompute=config.learner.recompute,
         seed=config.run.seed,
         threads=config.service.torch_threads,
     )

@@ -75,6 +75,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
+        if self.learner.ranks % self.learner.tensor_parallel:
+            raise ValueError(
+                f"learner.ranks = {self.learner.ranks} processes cannot be divided into groups of learner.tensor_parallel = "
+                f"{self.learner.tensor_parallel}: make ranks a multiple of it"
+            )
         needed = self.window * self.largest_sample_bytes
         if needed > self.bus.max_bytes:
             raise ValueError(

@@ -135,7 +135,11 @@ class LearnerSection(Section):
     micro_batch_tokens: Positive = operational(8192)
     """Tokens (prompt + response) of one forward pass."""
     ranks: Positive = operational(1)
-    """Data-parallel processes."""
+    """Processes of the learner; `ranks / tensor_parallel` of them share the batch out."""
+    tensor_parallel: Positive = operational(1)
+    """Ranks over which every layer is divided, for a student too large for one device."""
+    recompute: bool = operational(False)
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)
     """Steps between checkpoints."""
     keep_checkpoints: Positive = operational(2)

@@ -1,4 +1,4 @@
-"""Two processes with a share each train as one does, told what to do by rank 0 alone."""
+"""Several processes, with a share of the batch or of every layer each, train as one does, told what to do by rank 0 alone."""
 
 import json
 import os
@@ -56,10 +56,11 @@ def outcome(process):
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_losses_and_weights_of_one(tmp_path):
+@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(2, 1), (2, 2), (4, 2)])
+def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks, tensor_parallel):
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen3Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
     values = {
@@ -76,11 +77,13 @@ def test_two_ranks_give_the_losses_and_weights_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, second = (start(values, tmp_path, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1"))
+    values["learner"] = {"ranks": ranks, "tensor_parallel": tensor_parallel}
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, *others = (start(values, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(ranks))
     together = outcome(first)
-    _, errors = second.communicate(timeout=60)
-    assert second.returncode == 0, errors
+    for other in others:
+        _, errors = other.communicate(timeout=60)
+        assert other.returncode == 0, errors
     assert together == pytest.approx(alone, abs=1e-5)
 
 
