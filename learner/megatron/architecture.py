@@ -1,20 +1,22 @@
 """What a Hugging Face config.json says of a decoder, checked against what this learner can train exactly.
 
-Guarantee: an `Architecture` is complete; whatever would change the logits and is not in it (rope scaling, sliding windows,
-other activations, quantisation) is refused with a ConfigError that says so, never ignored.
+Guarantee: an `Architecture` is complete; whatever would change the logits and is not in it (sliding windows, other
+activations, quantisation) is refused with a ConfigError that says so, never ignored.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from learner.megatron.rope import Rope, read_rope
 
-_FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+_FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
 _Json = Mapping[str, Any]  # any JSON value
 
 
@@ -32,7 +34,7 @@ class Architecture:
     vocabulary: int
     positions: int
     epsilon: float
-    rope_theta: float
+    rope: Rope
     tied: bool
     qkv_bias: bool
     qk_norm: bool
@@ -48,7 +50,7 @@ def read_architecture(directory: Path) -> Architecture:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     family = _family(config, directory)
-    _refuse_what_is_not_modelled(config, directory)
+    _refuse_what_is_not_modelled(config, family, directory)
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     return Architecture(
         family=family,
@@ -61,7 +63,7 @@ def read_architecture(directory: Path) -> Architecture:
         vocabulary=int(config["vocab_size"]),
         positions=int(config["max_position_embeddings"]),
         epsilon=float(config["rms_norm_eps"]),
-        rope_theta=_rope_theta(config, directory),
+        rope=read_rope(config, directory),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
@@ -76,24 +78,13 @@ def _family(config: _Json, directory: Path) -> str:
     return family
 
 
-def _rope_theta(config: _Json, directory: Path) -> float:
-    """Base of the rotary frequencies, as transformers 5 (`rope_parameters`) or 4 (`rope_theta`) writes it."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind != "default":
-        raise ConfigError(f"{directory} uses rope scaling '{kind}'; the learner trains plain rotary positions only")
-    theta = parameters.get("rope_theta") or config.get("rope_theta")
-    if theta is None:
-        raise ConfigError(f"{directory}/config.json names no rope_theta: add it (Llama's own default is 10000.0)")
-    return float(theta)
-
-
-def _refuse_what_is_not_modelled(config: _Json, directory: Path) -> None:
+def _refuse_what_is_not_modelled(config: _Json, family: str, directory: Path) -> None:
     refused = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         "use_sliding_window": bool(config.get("use_sliding_window")),
+        "sliding_window": family == "mistral" and (config.get("sliding_window") or math.inf) < config["max_position_embeddings"],
         "layer_types": any(kind != "full_attention" for kind in config.get("layer_types") or ()),
         "quantization_config": bool(config.get("quantization_config")),
         "partial_rotary_factor": float(config.get("partial_rotary_factor") or 1.0) != 1.0,

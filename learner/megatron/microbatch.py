@@ -57,8 +57,7 @@ class Packer:
     """Makes micro-batches; keeps the rotary tables, which grow to the longest sequence seen."""
 
     def __init__(self, architecture: Architecture, *, tensor_parallel: int, dtype: torch.dtype, device: torch.device) -> None:
-        half = torch.arange(0, architecture.head_dim, 2, dtype=torch.float32) / architecture.head_dim
-        self._frequencies = 1.0 / architecture.rope_theta**half
+        self._frequencies = architecture.rope.frequencies(architecture.head_dim)
         self._device = device
         self._dtype = dtype
         self._heads = architecture.heads // tensor_parallel

@@ -81,10 +81,18 @@ def build_student(
         max_sequence_length=architecture.positions,
         share_embeddings_and_output_weights=architecture.tied,
         position_embedding_type="rope" if has_transformer_engine() else "none",  # PaddedAttention rotates by itself
-        rotary_base=architecture.rope_theta,
+        rotary_base=architecture.rope.theta,
     )
+    _scale_positions(student, architecture)
     _mark_divided(student, architecture)
     return student, config
+
+
+def _scale_positions(student: Student, architecture: Architecture) -> None:
+    """Megatron's own rotary embedding, where it is used, turns with the frequencies of the configuration."""
+    rotary: Any = getattr(student, "rotary_pos_emb", None)
+    if rotary is not None:
+        rotary.inv_freq = architecture.rope.frequencies(architecture.head_dim).to(rotary.inv_freq.device)
 
 
 def _mark_divided(student: Student, architecture: Architecture) -> None:

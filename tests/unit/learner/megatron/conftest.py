@@ -17,7 +17,14 @@ from learner.megatron.trainer import MegatronTrainer
 def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
     """Save a random student whose norms and biases are no identities; head_dim differs from hidden / heads."""
 
-    def make(family: str = "qwen3", *, tied: bool = True, dtype: torch.dtype = torch.float32, **options: object) -> Path:
+    def make(
+        family: str = "qwen3",
+        *,
+        tied: bool = True,
+        dtype: torch.dtype = torch.float32,
+        rope: dict[str, object] | None = None,
+        **options: object,
+    ) -> Path:
         config = AutoConfig.for_model(
             family,
             vocab_size=VOCABULARY,
@@ -29,7 +36,8 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
             head_dim=12,
             max_position_embeddings=256,
             tie_word_embeddings=tied,
-            rope_parameters={"rope_type": "default", "rope_theta": 3000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": 3000.0} | (rope or {}),
+            **({"sliding_window": None} if family == "mistral" else {}),
         )
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config)

@@ -13,8 +13,9 @@ from learner.megatron.architecture import read_architecture
 REFUSED = [
     ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM; the learner trains Qwen3ForCausalLM"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope scaling 'yarn'"),
-    ({"rope_parameters": None, "rope_theta": 1.0, "rope_scaling": {"type": "linear"}}, "rope scaling 'linear'"),
+    ({"rope_parameters": None, "rope_theta": 1.0, "rope_scaling": {"type": "linear"}}, "rope scaling 'linear' lacks factor"),
     ({"rope_parameters": None}, "no rope_theta"),
+    ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "sliding_window = 64"),
     ({"hidden_act": "gelu"}, "hidden_act = gelu"),
     ({"attention_bias": True}, "attention_bias"),
     ({"mlp_bias": True}, "mlp_bias"),

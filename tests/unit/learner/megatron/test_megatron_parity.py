@@ -16,7 +16,7 @@ from learner.megatron.logprobs import chosen_logprobs
 from learner.megatron.quiet import quiet
 from learner.megatron.trainer import MegatronTrainer
 
-VARIANTS = [(family, tied) for family in ("qwen3", "qwen2", "llama") for tied in (True, False)]
+VARIANTS = [(family, tied) for family in ("qwen3", "qwen2", "llama", "mistral") for tied in (True, False)]
 
 
 def all_logprobs(trainer: MegatronTrainer, samples: list) -> torch.Tensor:
@@ -59,6 +59,21 @@ def test_a_sharded_model_is_read_through_its_index(make_student: MakeStudent, ma
     assert len(list(student.glob("*.safetensors"))) > 1
     samples = samples_of(3)
     torch.testing.assert_close(all_logprobs(make_trainer(student), samples), reference(student, samples), atol=1e-5, rtol=0)
+
+
+SCALED = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+]
+
+
+@pytest.mark.parametrize("rope", SCALED)
+def test_scaled_positions_turn_as_in_transformers(rope: dict[str, object], make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
+    student, samples = make_student("llama", rope=rope), samples_of(5)
+    found = all_logprobs(make_trainer(student), samples)
+    torch.testing.assert_close(found, reference(student, samples), atol=1e-5, rtol=0)
+    edit_config(student, rope_parameters={"rope_type": "default", "rope_theta": 3000.0})
+    assert (reference(student, samples) - found).abs().max() > 1e-3
 
 
 def test_rope_theta_is_found_where_transformers_4_wrote_it(make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
