@@ -16,6 +16,7 @@ from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, Ticket, Version
 from common.pulse import Pulse
 from learner.batch import Held
+from learner.deaths import hear_of_deaths
 from learner.line import Line
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Holding:
         """Sorts freshly leased entries: held, or done with."""
         self._keeper.hold(leases)
         applied = [lease for lease in leases if lease.seq in self._line]
+        if any(lease.seq in self._line.dead for lease in leases):  # it may have been revived
+            await hear_of_deaths(self._bus, self._line)
         dead = [lease for lease in leases if lease.seq in self._line.dead]
         rest = [lease for lease in leases if lease.seq not in self._line and lease.seq not in self._line.dead]
         if applied:

@@ -21,6 +21,7 @@ from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, StepRecord, Version
 from common.pulse import Pulse
 from learner.batch import Held, form, record_of
+from learner.deaths import hear_of_deaths
 from learner.feeder import PromptSource, Window
 from learner.holding import Holding
 from learner.journal import Journal
@@ -171,7 +172,7 @@ class Ledger:
     async def _hear_of_deaths(self, state: BusState) -> None:
         """Strict order must not wait for the dead, and a checkpoint keeps them."""
         if state.dead > len(self.line.dead):
-            self.line.bury({seq: letter.reason for seq, letter in (await self._bus.dead_letters()).items()})
+            await hear_of_deaths(self._bus, self.line)
             await self._holding.give_up_dead()
             self._arrived.set()
 

@@ -2,6 +2,7 @@
 
 Guarantees (P2, P6): a seq is applied at most once, or `apply` fails; applied, dead and neither exclude one another; what is kept grows
 with the window and the dead, not with the run. All numbers below `low` are applied but those in `skipped`, which were dead when it passed.
+A death counts in the life in which it happened: `reflux dead retry` gives another one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from common.messages import StepRecord, Version
 
 @dataclass(slots=True)
 class Line:
-    """`lineage` names the terms that made this model, each with the step it began at."""
+    """`lineage` names the terms that made this model, each with the step it began at; `lives`: how often a sample was revived."""
 
     term: int = 0
     step: int = 0
@@ -24,6 +25,7 @@ class Line:
     above: set[int] = field(default_factory=set)
     skipped: set[int] = field(default_factory=set)
     dead: dict[int, str] = field(default_factory=dict)
+    lives: dict[int, int] = field(default_factory=dict)
     lineage: list[Version] = field(default_factory=list)
 
     @property
@@ -49,6 +51,7 @@ class Line:
         assert not twice, f"step {record.step} names {twice} again"
         for seq in record.seqs:
             self.dead.pop(seq, None)
+            self.lives.pop(seq, None)
             if seq in self.skipped:
                 self.skipped.remove(seq)
             else:
@@ -61,6 +64,14 @@ class Line:
         """These samples will not be tried again; those in the model stay there."""
         self.dead.update({seq: reason for seq, reason in dead.items() if seq not in self})
         self._raise_low()
+
+    def join(self, dead: Mapping[int, str], lives: Mapping[int, int]) -> None:
+        """What the bus knows of the dead and the revived: of two opinions the one of the later life counts, and of one life death."""
+        for seq, life in lives.items():
+            if seq not in self and life > self.lives.get(seq, 0):
+                self.lives[seq] = life
+                self.dead.pop(seq, None)
+        self.bury({seq: reason for seq, reason in dead.items() if lives.get(seq, 0) >= self.lives.get(seq, 0)})
 
     def begin(self, term: int) -> None:
         """A new term goes on from here."""
@@ -95,6 +106,7 @@ class Line:
             "above": sorted(self.above),
             "skipped": sorted(self.skipped),
             "dead": {str(seq): reason for seq, reason in sorted(self.dead.items())},
+            "lives": {str(seq): life for seq, life in sorted(self.lives.items())},
             "lineage": [list(version) for version in self.lineage],
         }
 
@@ -109,5 +121,6 @@ class Line:
             above=set(values["above"]),
             skipped=set(values["skipped"]),
             dead={int(seq): reason for seq, reason in values["dead"].items()},
+            lives={int(seq): life for seq, life in values["lives"].items()},
             lineage=[Version(*version) for version in values["lineage"]],
         )

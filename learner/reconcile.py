@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from common.bus.base import Bus
 from common.codec import encode
 from common.messages import Version, WeightManifest
+from learner.deaths import hear_of_deaths
 from learner.feeder import PromptSource
 from learner.line import Line
 
@@ -36,9 +37,8 @@ async def reconcile(
 
 
 async def _agree(bus: Bus, line: Line) -> None:
-    letters = await bus.dead_letters()
-    line.bury({seq: letter.reason for seq, letter in letters.items()})
-    line.cursor = max(line.cursor, await bus.reconcile(line.term, line.cursor, line.applied, line, line.dead))
+    await hear_of_deaths(bus, line)
+    line.cursor = max(line.cursor, await bus.reconcile(line.term, line.cursor, line.applied, line, line.dead, line.lives))
 
 
 async def _publish_again(bus: Bus, term: int, manifest: WeightManifest, keep: int) -> None:

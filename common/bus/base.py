@@ -74,12 +74,21 @@ class LiveEntry:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A sample that will never be trained on, unless `reflux dead retry`."""
+    """A sample that will never be trained on, unless `reflux dead retry` gives it another life."""
 
     seq: int
     attempt: int
     reason: str
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revival:
+    """A dead sample is to be tried again: `ticket` is of `attempt`, one more than that in which it died."""
+
+    seq: int
+    attempt: int
+    ticket: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +177,26 @@ class Bus(Protocol):
     async def dead_letters(self) -> dict[int, DeadLetter]:
         """All dead letters."""
 
-    async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
+    async def reconcile(
+        self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str], lives: Mapping[int, int]
+    ) -> int:
         """Recreates groups, sets a new incarnation key if missing, joins `dead` into the dead letters, removes entry and live record of
         the seqs in `gone` (applied) and `dead`, frees what learners of lower terms had leased, sets the ledger's applied, raises the
-        cursor to at least `cursor`; returns it."""
+        cursor to at least `cursor`; returns it. `lives`: how often each seq was revived, as the caller knows; of two opinions on whether
+        a seq is dead the one of the later life counts, and of one life death."""
 
     async def state(self) -> BusState:
         """The ledger and the backlogs."""
+
+    async def lives(self) -> dict[int, int]:
+        """How often each seq was revived; those that never were are left out."""
+
+    async def revive(self, revivals: Sequence[Revival]) -> list[int]:
+        """From the dead letters back to `tickets`, with the tries of a new sample before it; returns the seqs. One that is not dead, or
+        did not die in the attempt before the revival's, stays as it is."""
+
+    async def strip(self, seqs: Sequence[int]) -> list[int]:
+        """Frees the memory that these dead letters' payloads take; they stay dead. Returns those that were there."""
 
     async def pause(self, paused: bool) -> None:
         """Stops or restarts admission for the whole run; `paused` asks."""

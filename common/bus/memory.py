@@ -11,26 +11,16 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TypeVar
 
 from common.bus.base import EVALUATED, SCORED, TICKETS, Burial, BusState, DeadLetter, Lease, LiveEntry, Move, Outcome, Retry
+from common.bus.memory_operator import OperatorCalls
 from common.bus.memory_server import FREE, Entry, MemoryServer, in_ledger
-from common.errors import BusUnreachable, LearnerActive, Superseded
+from common.errors import LearnerActive, Superseded
 
 T = TypeVar("T")
 Ask = TypeVar("Ask", Move, Retry, Burial)
 
 
-class MemoryBus:
+class MemoryBus(OperatorCalls):
     """One worker's bus on a shared MemoryServer."""
-
-    def __init__(self, server: MemoryServer, *, name: str, lease_s: float = 30.0) -> None:
-        self._server = server
-        self._name = name
-        self._lease_s = lease_s
-
-    async def _reach(self) -> MemoryServer:
-        await asyncio.sleep(0)
-        if self._server.away:
-            raise BusUnreachable("the server in memory is away")
-        return self._server
 
     async def _wait_for(self, look: Callable[[MemoryServer], list[T]], wait_s: float) -> list[T]:
         """What `look` finds at once, or once something arrives, or nothing."""
@@ -97,7 +87,8 @@ class MemoryBus:
         server.demand_room()
 
         def act(entry: Entry, retry: Retry) -> None:
-            if entry.attempt + 1 >= max_attempts:
+            tries = 1 + server.lives.get(entry.seq, 0) if in_ledger(entry.topic) else 1
+            if entry.attempt + 1 >= tries * max_attempts:
                 server.bury(entry, retry.reason)
                 return
             server.retried[retry.reason] += 1
@@ -231,18 +222,21 @@ class MemoryBus:
         """See Bus.live."""
         return dict((await self._reach()).live)
 
-    async def dead_letters(self) -> dict[int, DeadLetter]:
-        """See Bus.dead_letters."""
-        return dict((await self._reach()).dead)
-
-    async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
+    async def reconcile(
+        self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str], lives: Mapping[int, int]
+    ) -> int:
         """See Bus.reconcile."""
         server = await self._reach()
         server.fence(term)
         for seq in [seq for seq in {*server.live, *server.dead} if seq in gone]:
             server.dead.pop(seq, None)
             self._withdraw(seq)
+        for seq, life in lives.items():
+            if life > server.lives.get(seq, 0):
+                server.revive(seq, life)
         for seq, reason in dead.items():
+            if lives.get(seq, 0) < server.lives.get(seq, 0):
+                continue
             place, payload = self._withdraw(seq)
             server.dead.setdefault(seq, DeadLetter(seq, place.attempt if place else 0, reason, payload))
         for entry in [*server.topics.get(SCORED, {}).values(), *server.topics.get(EVALUATED, {}).values()]:
@@ -264,14 +258,6 @@ class MemoryBus:
     async def state(self) -> BusState:
         """See Bus.state."""
         return (await self._reach()).state()
-
-    async def pause(self, paused: bool) -> None:
-        """See Bus.pause."""
-        (await self._reach()).paused = paused
-
-    async def paused(self) -> bool:
-        """See Bus.paused."""
-        return (await self._reach()).paused
 
     async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
         """See Bus.ask."""

@@ -47,6 +47,7 @@ class MemoryServer:
         self.topics: dict[str, dict[str, Entry]] = {}
         self.live: dict[int, LiveEntry] = {}
         self.dead: dict[int, DeadLetter] = {}
+        self.lives: dict[int, int] = {}
         self.retried: dict[str, int] = defaultdict(int)
         self.alone: dict[tuple[str, str], int] = defaultdict(int)
         self.weights: list[tuple[str, bytes]] = []
@@ -115,6 +116,11 @@ class MemoryServer:
         if in_ledger(entry.topic):
             self.live.pop(entry.seq, None)
             self.dead[entry.seq] = DeadLetter(entry.seq, entry.attempt, reason, entry.payload)
+
+    def revive(self, seq: int, life: int) -> None:
+        """Whatever death there was belongs to a life before `life`."""
+        self.lives[seq] = life
+        self.dead.pop(seq, None)
 
     def readmit(self, seq: int, ticket: bytes) -> bool:
         """Adds a ticket unless the seq is live or dead."""

@@ -6,11 +6,12 @@ import re
 import uuid
 from collections.abc import Container, Mapping, Sequence
 
-from common.bus.base import BusState, DeadLetter, Lease, LiveEntry
-from common.bus.redis_calls import MOST_ENTRIES, RunCalls, pieces, record
+from common.bus.base import BusState, Lease, LiveEntry
+from common.bus.redis_calls import MOST_ENTRIES, pieces, record
+from common.bus.redis_operator import OperatorCalls, lives_of
 
 
-class LearnerCalls(RunCalls):
+class LearnerCalls(OperatorCalls):
     """Calls that carry a term, and looks at the whole run."""
 
     async def claim(self, term: int, owner: str, lease_s: float, take_over: bool) -> None:
@@ -65,18 +66,18 @@ class LearnerCalls(RunCalls):
         rows: list[bytes] = await self._client.command("HGETALL", self._key("live"))
         return {int(seq): _live_entry(text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
 
-    async def dead_letters(self) -> dict[int, DeadLetter]:
-        """See Bus.dead_letters."""
-        rows: list[bytes] = await self._client.command("HGETALL", self._key("dead"))
-        return {int(seq): _dead_letter(int(seq), text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
-
-    async def reconcile(self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str]) -> int:
-        """See Bus.reconcile. Only the seqs that the server knows travel: `gone` may hold the whole run."""
-        live, buried = ({int(seq) for seq in seqs} for seqs in await self._script("numbers"))
+    async def reconcile(
+        self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str], lives: Mapping[int, int]
+    ) -> int:
+        """See Bus.reconcile. Only what the server lacks travels, and the seqs that it knows: `gone` may hold the whole run."""
+        live, buried, rows = await self._script("numbers")
+        live, buried, theirs = {*map(int, live)}, {*map(int, buried)}, lives_of(rows)
         known = [seq for seq in live | buried if seq in gone]
-        reasons = [a for seq, reason in dead.items() if seq not in buried or seq in live for a in (seq, reason)]
-        head = (term, cursor, applied, uuid.uuid4().hex, len(known))
-        return int(await self._script("reconcile", *head, *known, *reasons))
+        newer = {seq: life for seq, life in lives.items() if life > theirs.get(seq, 0)}
+        died = [seq for seq in dead if seq not in buried or seq in live or seq in newer]
+        head = (term, cursor, applied, uuid.uuid4().hex, len(known), len(newer))
+        deaths = [a for seq in died for a in (seq, lives.get(seq, 0), dead[seq])]
+        return int(await self._script("reconcile", *head, *known, *(a for one in newer.items() for a in one), *deaths))
 
     async def state(self) -> BusState:
         """See Bus.state."""
@@ -96,14 +97,6 @@ class LearnerCalls(RunCalls):
             used_bytes=int(_info(memory, "used_memory")),
         )
 
-    async def pause(self, paused: bool) -> None:
-        """See Bus.pause."""
-        await self._client.command("HSET", self._key("state"), "paused", int(paused))
-
-    async def paused(self) -> bool:
-        """See Bus.paused."""
-        return bool(await self._client.command("HGET", self._key("state"), "paused") == b"1")
-
     async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
         """See Bus.ask."""
         for some in pieces(payloads, _ticket_size):
@@ -121,11 +114,6 @@ def _ticket_size(ticket: tuple[int, bytes]) -> int:
 def _live_entry(text: bytes) -> LiveEntry:
     entry, attempt, topic = text.decode().split(" ", 2)
     return LiveEntry(topic, entry, int(attempt))
-
-
-def _dead_letter(seq: int, text: bytes) -> DeadLetter:
-    attempt, size, rest = text.split(b" ", 2)
-    return DeadLetter(seq, int(attempt), rest[: int(size)].decode(errors="replace"), rest[int(size) :])
 
 
 def _info(section: bytes, name: str) -> str:

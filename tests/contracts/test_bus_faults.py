@@ -122,7 +122,7 @@ async def test_calls_go_on_after_a_restart_with_data(own_medium: Medium, server:
 async def test_an_empty_restart_is_noticed_and_reconciled(own_medium: Medium, server: EmbeddedServer, tmp_path: Path) -> None:
     learner, worker = await own_medium.bus(), await own_medium.bus()
     await start_run(learner, 4)
-    await learner.reconcile(1, 4, 0, [], {})
+    await learner.reconcile(1, 4, 0, [], {}, {})
     held = await worker.lease([TICKETS], 2, 0)
     before = (await learner.state()).incarnation
     await server.stop()
@@ -132,7 +132,7 @@ async def test_an_empty_restart_is_noticed_and_reconciled(own_medium: Medium, se
     assert await worker.hand_off(moves(held)) == ["refused", "refused"]
     assert await learner.admit(1, 4, tickets(4)) == 0
     assert (await learner.state()).incarnation != before
-    assert await learner.bare.reconcile(1, 4, 1, [0], {1: "dead"}) == 4
+    assert await learner.bare.reconcile(1, 4, 1, [0], {1: "dead"}, {}) == 4
     assert await learner.readmit(1, tickets(2, 3)) == 2
     await learner.hold(1, "learner", 30.0)
     assert seqs(await worker.lease([TICKETS], 9, 0)) == [2, 3]
@@ -182,7 +182,7 @@ async def test_a_full_server_refuses_and_loses_nothing(own_medium: Medium, serve
         assert await bus.bury([Burial(held[0], "poison")]) == ["done"]
         await bus.release(held[1:2])
         assert seqs(await bus.lease([TICKETS], 1, 0)) == [held[1].seq]
-        assert await bus.reconcile(1, 8, 2, [0, 1], {held[1].seq: "dead"}) == 8
+        assert await bus.reconcile(1, 8, 2, [0, 1], {held[1].seq: "dead"}, {}) == 8
         client.config_set("maxmemory", 0)
     assert await bus.hand_off(moves(held[2:])) == ["done"] * 3
 
@@ -223,7 +223,7 @@ async def test_an_entry_deleted_behind_our_back_is_no_longer_pending_and_can_be_
     await asyncio.sleep(0.15)
     assert seqs(await other.lease([TICKETS], 9, 0)) == [1]
     assert (await other.state()).leased[TICKETS] == 1
-    await other.bare.reconcile(1, 2, 0, [], {})
+    await other.bare.reconcile(1, 2, 0, [], {}, {})
     assert await other.readmit(1, tickets(0)) == 1
 
 

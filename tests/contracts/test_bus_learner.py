@@ -39,9 +39,9 @@ async def test_a_large_admission_goes_in_pieces(medium: Medium) -> None:
 async def test_admission_skips_the_dead(medium: Medium) -> None:
     bus = await medium.bus()
     await bus.claim(1, "learner", 30.0, False)
-    assert await bus.reconcile(1, 2, 1, [0], {1: "dead before"}) == 2
+    assert await bus.reconcile(1, 2, 1, [0], {1: "dead before"}, {}) == 2
     assert await bus.admit(1, 2, tickets(2)) == 3
-    await bus.bare.reconcile(1, 3, 1, [], {4: "known from a checkpoint"})
+    await bus.bare.reconcile(1, 3, 1, [], {4: "known from a checkpoint"}, {})
     assert await bus.admit(1, 3, tickets(3, 4, 5)) == 6
     assert seqs(await bus.lease([TICKETS], 10, 0)) == [2, 3, 5]
 
@@ -52,7 +52,7 @@ async def test_readmission_adds_only_what_is_neither_live_nor_dead(medium: Mediu
     (held,) = await bus.lease([TICKETS], 1, 0)
     await bus.bury([Burial(held, "poison")])
     assert await bus.readmit(1, tickets(0, 1, 2)) == 0
-    await bus.bare.reconcile(1, 5, 0, [], {})
+    await bus.bare.reconcile(1, 5, 0, [], {}, {})
     assert await bus.readmit(1, tickets(0, 1, 2, 3, 4)) == 2
     assert await bus.readmit(1, tickets(3, 4)) == 0
     assert sorted(seqs(await bus.lease([TICKETS], 10, 0))) == [1, 2, 3, 4]
@@ -109,7 +109,7 @@ async def test_a_lower_term_is_refused_everywhere(medium: Medium) -> None:
         old.settle(1, scored),
         old.discard(1, scored),
         old.publish(1, b"manifest", 3),
-        old.reconcile(1, 9, 9, [], {}),
+        old.reconcile(1, 9, 9, [], {}, {}),
         old.hold(1, "learner", 30.0),
         old.claim(2, "learner", 30.0, True),
         old.claim(3, "learner", 30.0, True),
@@ -192,7 +192,7 @@ async def test_reconciling_removes_what_is_applied_or_dead_wherever_it_is(medium
     scored = await advance(bus, TICKETS, SCORED, 2)
     rollouts = await bus.lease([TICKETS], 2, 0)
     await bus.hand_off([Move(lease, ROLLOUTS, b"rollout") for lease in rollouts])
-    assert await bus.reconcile(1, 4, 2, [0, 2], {1: "unusable", 4: "too long"}) == 6
+    assert await bus.reconcile(1, 4, 2, [0, 2], {1: "unusable", 4: "too long"}, {}) == 6
     assert set(await bus.live()) == {3, 5}
     letters = await bus.dead_letters()
     assert {seq: letter.reason for seq, letter in letters.items()} == {1: "unusable", 4: "too long"}
@@ -206,9 +206,9 @@ async def test_reconciling_joins_the_dead_and_forgets_those_that_are_applied(med
     await start_run(bus, 3)
     held = await bus.lease([TICKETS], 2, 0)
     await bus.bury([Burial(lease, "server's word") for lease in held])
-    await bus.reconcile(1, 3, 1, [0], {1: "learner's word"})
+    await bus.reconcile(1, 3, 1, [0], {1: "learner's word"}, {})
     assert {seq: letter.reason for seq, letter in (await bus.dead_letters()).items()} == {1: "server's word"}
-    again = await bus.reconcile(1, 3, 1, [0], {1: "learner's word"})
+    again = await bus.reconcile(1, 3, 1, [0], {1: "learner's word"}, {})
     assert (again, set(await bus.dead_letters())) == (3, {1})
 
 
@@ -220,15 +220,15 @@ async def test_reconciling_takes_anything_that_tells_whether_a_seq_is_gone(mediu
         def __contains__(self, seq: object) -> bool:
             return isinstance(seq, int) and seq % 2 == 0
 
-    await bus.reconcile(1, 4, 2, Even(), {})
+    await bus.reconcile(1, 4, 2, Even(), {}, {})
     assert set(await bus.live()) == {1, 3}
 
 
 async def test_the_cursor_never_falls(medium: Medium) -> None:
     bus = await medium.bus()
     await start_run(bus, 5)
-    assert await bus.reconcile(1, 3, 0, [], {}) == 5
-    assert await bus.bare.reconcile(1, 8, 0, [], {}) == 8
+    assert await bus.reconcile(1, 3, 0, [], {}, {}) == 5
+    assert await bus.bare.reconcile(1, 8, 0, [], {}, {}) == 8
     assert await bus.readmit(1, tickets(5, 6, 7)) == 3
 
 
@@ -236,20 +236,11 @@ async def test_the_incarnation_is_set_once_and_stays(medium: Medium) -> None:
     bus = await medium.bus()
     await bus.claim(1, "learner", 30.0, False)
     before = (await bus.state()).incarnation
-    await bus.reconcile(1, 0, 0, [], {})
+    await bus.reconcile(1, 0, 0, [], {}, {})
     made = (await bus.state()).incarnation
-    await bus.reconcile(1, 0, 0, [], {})
+    await bus.reconcile(1, 0, 0, [], {}, {})
     assert made != before
     assert (await bus.state()).incarnation == made
-
-
-async def test_admission_can_be_paused_for_the_whole_run(medium: Medium) -> None:
-    one, other = await medium.bus(), await medium.bus()
-    assert not await one.paused()
-    await one.pause(True)
-    assert await other.paused()
-    await other.pause(False)
-    assert not await one.paused()
 
 
 async def test_empty_calls_change_nothing(medium: Medium) -> None:
@@ -260,6 +251,7 @@ async def test_empty_calls_change_nothing(medium: Medium) -> None:
     await bus.discard(1, [])
     await bus.answer([])
     await bus.ask(EVAL, [])
+    assert await bus.revive([]) == await bus.strip([]) == []
     assert await bus.settle(1, []) == await bus.readmit(1, []) == 0
     assert (await bus.state()).cursor == 1
 
@@ -291,7 +283,7 @@ async def test_what_a_dead_learner_had_leased_goes_to_its_successor_at_once(medi
     successor = await medium.bus()
     await successor.claim(2, "successor", 30.0, True)
     assert await successor.lease([SCORED], 10, 0) == []
-    await successor.bare.reconcile(2, 2, 0, [], {})
+    await successor.bare.reconcile(2, 2, 0, [], {}, {})
     again = await successor.lease([SCORED], 10, 0)
     assert seqs(again) == seqs(held)
     assert [lease.deliveries for lease in again] == [1, 1]

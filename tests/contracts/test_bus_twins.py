@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from conftest import ROLLOUTS, Medium, tickets
 
-from common.bus.base import SCORED, TICKETS, Burial, Move, Retry
+from common.bus.base import SCORED, TICKETS, Burial, Move, Retry, Revival
 
 NEXT = {TICKETS: ROLLOUTS, ROLLOUTS: SCORED, SCORED: SCORED}
 WORKERS = 3
@@ -25,7 +25,7 @@ class Driven:
     async def do(self, rng: random.Random):
         worker = self.workers[rng.randrange(WORKERS)]
         some = [self.leases[i] for i in rng.sample(range(len(self.leases)), min(len(self.leases), rng.randrange(5)))]
-        match rng.randrange(10):
+        match rng.randrange(12):
             case 0:
                 state = await worker.state()
                 first = state.cursor + rng.choice([0, 0, 0, 1])
@@ -45,6 +45,9 @@ class Driven:
                 if rng.random() < 0.5:
                     return await worker.bury([Burial(lease, "why") for lease in some[:1]])
                 return [await worker.begin_alone(lease) for lease in some]
+            case 9 | 10:
+                letters = await worker.dead_letters()
+                return await worker.revive([Revival(seq, letters[seq].attempt + rng.choice([0, 1]), b"anew") for seq in sorted(letters)])
             case _:
                 return await worker.settle(1, [lease for lease in some if lease.topic == SCORED])
 

@@ -1,2 +1,2 @@
--- ARGV: me. Replies the seqs in `live` and those in `dead`.
-return {redis.call('HKEYS', key('live')), redis.call('HKEYS', key('dead'))}
+-- ARGV: me. Replies the seqs in `live`, those in `dead`, and seq, life, seq, life, … of those that were ever revived.
+return {redis.call('HKEYS', key('live')), redis.call('HKEYS', key('dead')), redis.call('HGETALL', key('lives'))}

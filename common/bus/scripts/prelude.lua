@@ -1,6 +1,7 @@
 -- Put before every script. KEYS[1] is the run's root "reflux:{run}:" (all keys of a run lie in one slot), ARGV[1] the calling worker's name.
 -- Streams: the topics and `weights`. Hashes: state (cursor, term, applied, incarnation, paused), live (seq -> "entry attempt topic"),
--- dead (seq -> "attempt length-of-reason reason+payload"), retried (reason -> count), alone ("topic entry" -> tries), calls:<worker>.
+-- dead (seq -> "attempt length-of-reason reason+payload"), lives (seq -> how often it was revived), retried (reason -> count),
+-- alone ("topic entry" -> tries), calls:<worker>.
 -- Sets: topics, workers. Strings: learner, report:<worker>.
 -- At maxmemory a server refuses only a script's first write, and only one that takes memory. So a script that adds begins with XADD: refused,
 -- it has changed nothing. One that must also work on a full server begins by removing.
@@ -86,6 +87,8 @@ local function bury(seq, attempt, reason, payload)
   redis.call('HSET', key('dead'), seq, attempt .. ' ' .. #reason .. ' ' .. reason .. payload)
   redis.call('HDEL', key('live'), seq)
 end
+
+local function life(seq) return tonumber(redis.call('HGET', key('lives'), seq) or 0) end
 
 -- Neither live nor dead.
 local function absent(seq)

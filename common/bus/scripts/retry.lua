@@ -1,12 +1,13 @@
 -- ARGV: me, call, max_attempts, then per retry: topic, entry, seq, attempt, ticket, reason. Replies 1 or 0 for each.
--- Outside the ledger a sample goes back to its own topic, and is dropped after max_attempts.
+-- Outside the ledger a sample goes back to its own topic, and is dropped after max_attempts. Each revival gives as many more.
 return once(function()
   local out = {}
   for i = 4, #ARGV, 6 do
     local topic, entry, seq, attempt, ticket, reason = unpack(ARGV, i, i + 5)
     local is_owned = owned(topic, entry, seq, attempt)
     if is_owned then
-      if attempt + 1 < tonumber(ARGV[3]) then
+      local tries = in_ledger(topic) and 1 + life(seq) or 1
+      if attempt + 1 < tries * ARGV[3] then
         add(in_ledger(topic) and 'tickets' or topic, seq, attempt + 1, ticket)
         redis.call('HINCRBY', key('retried'), reason, 1)
         remove(topic, entry)

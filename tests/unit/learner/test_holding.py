@@ -25,7 +25,7 @@ class Bench:
         self.holding = Holding(bus=self.bus, keeper=self.keeper, pulse=Pulse(), line=self.line)
 
     async def score(self, count, payload=lambda seq: encode(scored_rollout(seq))):
-        await self.bus.reconcile(1, 0, 0, (), {})
+        await self.bus.reconcile(1, 0, 0, (), {}, {})
         self.line.cursor = await self.bus.admit(1, 0, [(seq, encode(ticket_of(seq))) for seq in range(count)])
         leases = await self.bus.lease([TICKETS], count, 0)
         await self.bus.hand_off([Move(lease, SCORED, payload(lease.seq)) for lease in leases])

@@ -36,8 +36,8 @@ def test_the_low_water_mark_passes_the_dead_without_applying_them():
 def test_a_dead_sample_that_is_revived_can_still_be_applied():
     line = Line(cursor=3)
     line.apply(bare_record(1, [0, 2]))
-    line.bury({1: "poison"})
-    del line.dead[1]
+    line.join({1: "poison"}, {})
+    line.join({}, {1: 1})
     assert line.missing(()) == [1]
     line.apply(bare_record(2, [1]))
     assert 1 in line
