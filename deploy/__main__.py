@@ -6,8 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from deploy.cli import build_parser, overrides_of
+
+if TYPE_CHECKING:
+    from common.config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,11 +39,25 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
         "export": lambda: commands.export(config, arguments.out),
-        "dead": lambda: commands.list_dead(config),
+        "dead": lambda: _dead(config, arguments),
         "pause": lambda: commands.pause(config, paused=True),
         "resume": lambda: commands.pause(config, paused=False),
     }
     return calls[arguments.command]()
+
+
+def _dead(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from deploy import dead
+
+    if arguments.action == "list":
+        return dead.show_dead(config, dead.Selection(every=True), whole=False)
+    chosen = dead.Selection(arguments.seqs, arguments.all, arguments.reason)
+    calls: Mapping[str, Callable[[], int]] = {
+        "show": lambda: dead.show_dead(config, chosen, whole=True),
+        "retry": lambda: dead.retry_dead(config, chosen),
+        "drop": lambda: dead.drop_dead(config, chosen),
+    }
+    return calls[arguments.action]()
 
 
 if __name__ == "__main__":

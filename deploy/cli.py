@@ -23,10 +23,23 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="rollouts with text, log-probabilities and versions as Parquet")
     _add_target(export)
     export.add_argument("--out", type=Path, metavar="FILE", help="default: rollouts.parquet in the run's directory")
-    dead = commands.add_parser("dead", help="samples that were given up")
-    actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_target(actions.add_parser("list", help="which, and why"))
+    _add_dead(commands.add_parser("dead", help="samples that were given up"))
     return parser
+
+
+def _add_dead(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_target(actions.add_parser("list", help="which, and why"))
+    for name, text in (
+        ("show", "what they were when they died"),
+        ("retry", "try them again, from a new ticket"),
+        ("drop", "free the server's memory of their content; they stay given up"),
+    ):
+        action = actions.add_parser(name, help=text)
+        _add_target(action)
+        action.add_argument("seqs", type=int, nargs="*", metavar="SEQ", help="numbers of samples")
+        action.add_argument("--all", action="store_true", help="all of them")
+        action.add_argument("--reason", default="", metavar="TEXT", help="those whose reason contains this")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

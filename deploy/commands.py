@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from common import bus as buses
-from common.bus.base import Bus
 from common.config import RunConfig
 from common.config.run import without_password
 from common.errors import BusError, ConfigError
 from deploy.lock import is_held
 from deploy.result import Result, result_table
+from deploy.visit import connected
 from learner.directory import RunDirectory
-
-_CONNECT_S = 3.0
 
 
 def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
@@ -96,7 +92,7 @@ async def _show(config: RunConfig, console: Console) -> None:
     from deploy.snapshot import take
     from deploy.table import live_view
 
-    async with _connected(config) as bus:
+    async with connected(config) as bus:
         before = await take(bus)
         await asyncio.sleep(2 * config.service.heartbeat_s)
         console.print(live_view(config.run.name, config.learner.steps, before, await take(bus)))
@@ -111,7 +107,7 @@ async def _audit(config: RunConfig, console: Console) -> int:
     from learner.audit import audit as prove
 
     try:
-        async with _connected(config) as bus:
+        async with connected(config) as bus:
             report = await prove(config.directory, bus)
     except BusError:
         report = await prove(config.directory, None)
@@ -129,20 +125,6 @@ def export(config: RunConfig, out: Path | None) -> int:
     return 0
 
 
-def list_dead(config: RunConfig) -> int:
-    """`reflux dead list`."""
-    return asyncio.run(_list_dead(config, Console()))
-
-
-async def _list_dead(config: RunConfig, console: Console) -> int:
-    async with _connected(config) as bus:
-        letters = await bus.dead_letters()
-    for seq, letter in sorted(letters.items()):
-        _say(console, f"{seq} (attempt {letter.attempt}): {letter.reason}")
-    _say(console, f"{len(letters)} samples were given up")
-    return 0
-
-
 def pause(config: RunConfig, *, paused: bool) -> int:
     """`reflux pause` and `reflux resume`."""
     asyncio.run(_pause(config, paused=paused))
@@ -151,16 +133,8 @@ def pause(config: RunConfig, *, paused: bool) -> int:
 
 
 async def _pause(config: RunConfig, *, paused: bool) -> None:
-    async with _connected(config) as bus:
+    async with connected(config) as bus:
         await bus.pause(paused)
-
-
-@asynccontextmanager
-async def _connected(config: RunConfig) -> AsyncIterator[Bus]:
-    """The bus of a run that is under way; raises BusError soon where it is not."""
-    bus_section = config.bus.model_copy(update={"connect_timeout_s": _CONNECT_S, "outage_timeout_s": _CONNECT_S})
-    async with buses.connect(config.model_copy(update={"bus": bus_section}), name=_name()) as bus:
-        yield bus
 
 
 def _name() -> str:
