@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from common import bus as buses
+from common.bus.address import ADDRESS_FILE, read_address
 from common.config import RunConfig
 from common.config.run import without_password
 from common.errors import BusError, ConfigError
@@ -16,6 +18,9 @@ from deploy.lock import is_held
 from deploy.result import Result, result_table
 from deploy.visit import connected
 from learner.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from deploy.checker import Look
 
 
 def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
@@ -100,19 +105,23 @@ async def _show(config: RunConfig, console: Console) -> None:
 
 def audit(config: RunConfig) -> int:
     """`reflux audit`: exit code 1 where the audit fails."""
-    return asyncio.run(_audit(config, Console()))
+    from deploy.checker import audit as prove
 
-
-async def _audit(config: RunConfig, console: Console) -> int:
-    from learner.audit import audit as prove
-
-    try:
-        async with connected(config) as bus:
-            report = await prove(config.directory, bus)
-    except BusError:
-        report = await prove(config.directory, None)
-    _say(console, str(report))
+    if not RunDirectory(config.directory).config.exists():
+        raise ConfigError(f"{config.directory} holds no run: give the directory runs/NAME or the run's TOML")
+    report = prove(config.directory, lambda: _look(config))
+    _say(Console(), str(report))
     return 0 if report.passed else 1
+
+
+def _look(config: RunConfig) -> Look:
+    from deploy.checker import NoAnswer, look_at
+
+    embedded = read_address(config.directory / ADDRESS_FILE)
+    url = config.bus.url or (embedded.url if embedded else "")
+    if not url:
+        raise NoAnswer("it does not run")
+    return look_at(url, config.run.name)
 
 
 def export(config: RunConfig, out: Path | None) -> int:

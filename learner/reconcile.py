@@ -33,6 +33,7 @@ async def reconcile(
         after = (await bus.state()).incarnation
         _log.info("reconciled", extra={"cursor": line.cursor, "applied": line.applied, "dead": len(line.dead), "readmitted": readmitted})
         if after == before:
+            await bus.reconciled(line.term, after)
             return after
 
 

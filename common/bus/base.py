@@ -185,6 +185,10 @@ class Bus(Protocol):
         cursor to at least `cursor`; returns it. `lives`: how often each seq was revived, as the caller knows; of two opinions on whether
         a seq is dead the one of the later life counts, and of one life death."""
 
+    async def reconciled(self, term: int, incarnation: str) -> None:
+        """The lost are readmitted too: from now on an audit may insist that every seq is in its place. A no-op where the server is not
+        of this incarnation any more; a lost server, another `reconcile` or a higher term ends it."""
+
     async def state(self) -> BusState:
         """The ledger and the backlogs."""
 

@@ -242,6 +242,7 @@ class MemoryBus(OperatorCalls):
         for entry in [*server.topics.get(SCORED, {}).values(), *server.topics.get(EVALUATED, {}).values()]:
             entry.owner = FREE if entry.owner not in (None, self._name) else entry.owner
         server.incarnation = server.incarnation or uuid.uuid4().hex
+        server.reconciled = 0
         server.applied = applied
         server.cursor = max(server.cursor, cursor)
         return server.cursor
@@ -254,6 +255,10 @@ class MemoryBus(OperatorCalls):
         entry = self._server.topics[place.topic][place.entry]
         self._server.remove(place.topic, place.entry)
         return place, entry.payload
+
+    async def reconciled(self, term: int, incarnation: str) -> None:
+        """See Bus.reconciled."""
+        (await self._reach()).mark_reconciled(term, incarnation)
 
     async def state(self) -> BusState:
         """See Bus.state."""

@@ -53,7 +53,7 @@ class MemoryServer:
         self.weights: list[tuple[str, bytes]] = []
         self.reports: dict[str, tuple[bytes, float]] = {}
         self.learner: tuple[str, float] | None = None
-        self.term = self.cursor = self.applied = 0
+        self.term = self.cursor = self.applied = self.reconciled = 0
         self.paused = False
 
     @property
@@ -72,6 +72,12 @@ class MemoryServer:
         if term < self.term:
             raise Superseded(f"a learner of a higher term ({self.term}) has taken over this run: this one stops")
         self.term = term
+
+    def mark_reconciled(self, term: int, incarnation: str) -> None:
+        """See Bus.reconciled."""
+        self.fence(term)
+        if self.state().incarnation == incarnation:
+            self.reconciled = term
 
     def name(self) -> str:
         """A new entry's name."""

@@ -79,6 +79,10 @@ class LearnerCalls(OperatorCalls):
         deaths = [a for seq in died for a in (seq, lives.get(seq, 0), dead[seq])]
         return int(await self._script("reconcile", *head, *known, *(a for one in newer.items() for a in one), *deaths))
 
+    async def reconciled(self, term: int, incarnation: str) -> None:
+        """See Bus.reconciled."""
+        await self._script("reconciled", term, incarnation)
+
     async def state(self) -> BusState:
         """See Bus.state."""
         ledger, live, dead, retried, topics, server, memory = await self._script("state")

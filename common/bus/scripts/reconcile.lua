@@ -11,7 +11,7 @@ local function place(seq)
   if record then return string.match(record, '^(%S+) (%d+) (.*)$') end
 end
 
-redis.call('HDEL', key('alone'), '') -- an allowed first write: what follows must also work on a full server
+redis.call('HDEL', key('state'), 'reconciled') -- an allowed first write: what follows must also work on a full server
 for _, topic in ipairs({'tickets', 'scored', unpack(redis.call('SMEMBERS', key('topics')))}) do
   local made = redis.pcall('XGROUP', 'CREATE', key(topic), GROUP, '0', 'MKSTREAM')
   if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP') then return made end
