@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all demo bench bench-peer bench-staleness example-models docs constraints
+.PHONY: help setup check test test-all chaos demo bench bench-peer bench-staleness example-models docs constraints
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -37,6 +37,9 @@ test: setup ## all tests but the slow ones
 
 test-all: setup ## all tests, the slow parity and fault suites included
 	$(BIN)/pytest -q $(ARGS)
+
+chaos: setup ## 500 faults on the arithmetic run: nothing lost, nothing applied twice (45 minutes; ARGS=--help)
+	$(BIN)/python tests/chaos $(ARGS)
 
 demo: $(VENV)/.run-stamp ## train the arithmetic example: `reflux run examples/arithmetic/run.toml`
 	$(BIN)/reflux run examples/arithmetic/run.toml $(ARGS)
