@@ -39,6 +39,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
         "export": lambda: commands.export(config, arguments.out),
+        "report": lambda: commands.report(config, arguments.out),
         "dead": lambda: _dead(config, arguments),
         "pause": lambda: commands.pause(config, paused=True),
         "resume": lambda: commands.pause(config, paused=False),

@@ -23,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="rollouts with text, log-probabilities and versions as Parquet")
     _add_target(export)
     export.add_argument("--out", type=Path, metavar="FILE", help="default: rollouts.parquet in the run's directory")
+    report = commands.add_parser("report", help="the run as one HTML file: charts, and every token coloured by disagreement")
+    _add_target(report)
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's directory")
     _add_dead(commands.add_parser("dead", help="samples that were given up"))
     return parser
 

@@ -134,6 +134,16 @@ def export(config: RunConfig, out: Path | None) -> int:
     return 0
 
 
+def report(config: RunConfig, out: Path | None) -> int:
+    """`reflux report`."""
+    from deploy.report.write import write_report
+
+    file = out or config.directory / "report.html"
+    count = write_report(config, file)
+    _say(Console(), f"{file} shows the run and {count} of its rollouts, token by token: open it in a browser")
+    return 0
+
+
 def pause(config: RunConfig, *, paused: bool) -> int:
     """`reflux pause` and `reflux resume`."""
     asyncio.run(_pause(config, paused=paused))
