@@ -17,6 +17,7 @@ from common.errors import BusError, ConfigError
 from deploy.lock import is_held
 from deploy.result import Result, result_table
 from deploy.visit import connected
+from learner.collapse import known_collapse
 from learner.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _dry_run(config: RunConfig, console: Console) -> int:
     from deploy.roles import role_specs
 
     preflight(config, thorough=True)
+    if warning := known_collapse(config):
+        _say(console, f"warning: {warning}")
     if config.bus.url:
         asyncio.run(_answers(config))
     _say(console, f"the configuration is fine; {config.directory} would be used")

@@ -32,6 +32,7 @@ from deploy.server import Served, served
 from deploy.supervisor import Ended, Supervisor
 from deploy.target import saved_config
 from deploy.watch import Watch
+from learner.collapse import known_collapse
 from learner.directory import RunDirectory
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -57,6 +58,8 @@ async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False) -
         values = directory.finished()
         if values is not None:
             return Result(directory.root, "finished", values)
+        if warning := known_collapse(config):
+            screen.say(f"warning: {warning}")
         with _stops_on_signals() as stopping, saved_config(config) as file:
             return await _run_here(config, directory, file, screen, stopping)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 
 
 def lock_file(directory: Path) -> Path:
@@ -18,10 +18,13 @@ def lock_file(directory: Path) -> Path:
 
 @contextmanager
 def only_supervisor(directory: Path) -> Iterator[None]:
-    """Raises UserError while another process holds the run."""
+    """Raises UserError while another process holds the run, ConfigError where nothing can be written."""
     file = lock_file(directory)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file.parent} ({error.strerror}): set run.dir to a directory you can write") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """What is checked before anything starts, so that a mistake costs seconds: every one is a sentence that names the key.
 
-Cheap checks (files, JSON, directories, whose run it is) are made at every start; `thorough` adds what the learner would find when it
-begins: architecture, tokenised prompts, context, teacher routes. Raises ConfigError, IdentityError.
+Cheap checks (files, JSON, directories, whose run it is) are made at every start; `thorough` adds what the roles would find when they
+begin: architecture, loss, tokenised prompts, context, teacher routes, verifier, tokenizers. Raises ConfigError, IdentityError.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def preflight(config: RunConfig, *, thorough: bool = False) -> None:
         read_rows(config.data.eval_prompts, "data.eval_prompts")
     if thorough:
         _as_the_learner_would(config)
+        _as_the_workers_would(config)
     _same_identity(config)
     _writable(config.directory, "run.dir")
     _writable(config.weight_directory, "weights.dir")
@@ -76,9 +77,21 @@ def _writable(directory: Path, key: str) -> None:
 
 
 def _as_the_learner_would(config: RunConfig) -> None:
+    from learner.losses import check_loss
     from learner.megatron.architecture import read_architecture
     from learner.prompts import load_eval_prompts, load_prompts
 
     read_architecture(config.model.student)
+    check_loss(config)
     load_prompts(config)
     load_eval_prompts(config)
+
+
+def _as_the_workers_would(config: RunConfig) -> None:
+    from producers.verifiers import verifier_for
+    from scorers.probe import check_tokenizers
+
+    if config.evaluation.prompts:
+        verifier_for(config.evaluation)
+    for name in config.teachers:
+        check_tokenizers(config, name)

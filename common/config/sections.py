@@ -52,9 +52,9 @@ class TeacherSection(Section):
     path: Path
     """Directory of the teacher in Hugging Face format (for `sglang`: its tokenizer and config)."""
     kind: Literal["torch", "sglang"] = operational("torch")
-    """`torch` computes in the scorer's process; `sglang` asks servers."""
+    """`torch` computes in the scorer's process; `sglang` (asking servers) is refused: not in this version."""
     urls: tuple[str, ...] = operational(())
-    """For `sglang`: the servers."""
+    """For `sglang`: the servers. Not in this version."""
     dtype: Dtype = "float32"
     """What a `torch` teacher computes in."""
     top_k: int = Field(8, ge=0, le=1024)
@@ -192,9 +192,9 @@ class BusSection(Section):
 
 class ProducerSection(Section):
     kind: Literal["torch", "sglang"] = operational("torch")
-    """`torch` computes in the producer's process; `sglang` asks servers."""
+    """`torch` computes in the producer's process; `sglang` (asking servers) is refused: not in this version."""
     urls: tuple[str, ...] = operational(())
-    """For `sglang`: the servers."""
+    """For `sglang`: the servers. Not in this version."""
     count: Positive = operational(1)
     """Producers that `reflux run` starts."""
     slots: Positive = operational(128)
@@ -226,7 +226,7 @@ class WeightsSection(Section):
     keep: Annotated[int, Field(ge=2)] = operational(8)
     """Versions kept."""
     publish_every: Positive = 1
-    """Steps between publications."""
+    """Steps between publications; never more than max_staleness + 1, beyond which nothing would be admitted."""
 
 
 class ServiceSection(Section):

@@ -10,14 +10,12 @@ from common.config import RunConfig
 from common.config.sections import LossSection
 from common.errors import ConfigError
 from common.extension import PREFIX, load_function
+from learner.collapse import known_collapse
 from learner.training import LossFunction
 
 __all__ = ["check_loss", "loss_for"]
 
 log = logging.getLogger(__name__)
-
-SAFE_LR = 1e-4
-SAFE_STALENESS = 4
 
 
 def loss_for(config: LossSection) -> LossFunction:
@@ -49,12 +47,5 @@ def check_loss(config: RunConfig) -> None:
             f"loss.kind = sampled_reverse_kl needs sampling.temperature = 1, not {config.sampling.temperature}: its ratio compares "
             "the student's distribution with the one sampled from; set it to 1 or use topk_reverse_kl"
         )
-    if config.learner.max_staleness > SAFE_STALENESS and config.optimizer.lr > SAFE_LR:
-        log.warning(
-            "sampled_reverse_kl with learner.max_staleness = %d and optimizer.lr = %g is likely to collapse: "
-            "use topk_reverse_kl, max_staleness <= %d, or lr <= %g",
-            config.learner.max_staleness,
-            config.optimizer.lr,
-            SAFE_STALENESS,
-            SAFE_LR,
-        )
+    if warning := known_collapse(config):
+        log.warning("%s", warning)

@@ -19,4 +19,4 @@ def open_engine(config: RunConfig, pulse: Pulse, loop: asyncio.AbstractEventLoop
 
             return open_torch_engine(config, pulse, loop)
         case "sglang":
-            raise ConfigError('producer.kind = "sglang" is not in this version yet (issue 4): write producer.kind = "torch"')
+            raise ConfigError('producer.kind = "sglang" is not in this version yet: write producer.kind = "torch"')

@@ -1,13 +1,23 @@
 """The main job, small: every role a process, a real server, real models."""
 
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def readme_example() -> str:
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "examples/arithmetic/run.toml" in script
+    return script
 
 
 def balanced(ledger: dict[str, int]) -> bool:
@@ -36,6 +46,11 @@ def test_a_run_finishes_is_audited_exported_and_known_to_be_finished(example) ->
         assert len(row["logprobs"]) == len(row["response_ids"]) == sum(span["tokens"] for span in row["versions"])
         assert len(row["scores"][0]["logprobs"]) == len(row["response_ids"])
         assert row["prompt"].endswith("=")
+
+    script = readme_example().replace("examples/arithmetic/run.toml", str(example.directory / "config.toml"))
+    python = subprocess.run([sys.executable, "-c", script], env=example.environment, capture_output=True, text=True, check=False)
+    assert python.returncode == 0, python.stderr
+    assert python.stdout.startswith(f"finished {example.directory / 'model'} {{'before'")
 
     again = example.go("run")
     assert (again.returncode, "this run is finished" in again.stdout, "--fresh" in again.stdout) == (0, True, True)

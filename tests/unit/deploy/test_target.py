@@ -166,6 +166,7 @@ def test_help_answers_in_under_a_second() -> None:
         (["run", "missing.toml"], "reflux: there is no configuration file missing.toml"),
         (["run", "bad.toml"], "reflux: unknown key learner.batchsize: did you mean learner.batch_size?"),
         (["status", "."], "reflux: . is no run's directory"),
+        (["run", "fine.toml"], "reflux: cannot write /proc/runs (No such file or directory): set run.dir to a directory you can write"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -173,6 +174,8 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, argumen
         '[run]\nname="r"\n[model]\nstudent="s"\n[teachers.t]\npath="t"\n[data]\nprompts="p.jsonl"\n[learner]\nbatchsize=4\n'
         "[evaluation]\nprompts=0\n"
     )
+    fine = (tmp_path / "bad.toml").read_text().replace("batchsize", "batch_size").replace('name="r"', 'name="r"\ndir="/proc/runs"')
+    (tmp_path / "fine.toml").write_text(fine)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     done = subprocess.run(
         [sys.executable, "-m", "deploy", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

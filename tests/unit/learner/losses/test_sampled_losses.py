@@ -192,9 +192,9 @@ def test_sampled_tokens_at_another_temperature_are_refused() -> None:
 def test_what_is_known_to_collapse_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     kind = {"kind": "sampled_reverse_kl"}
-    check_loss(configured(loss=kind, learner={"max_staleness": 4}, optimizer={"lr": 1e-3}))
+    check_loss(configured(loss=kind, learner={"max_staleness": 1}, optimizer={"lr": 1e-3}))
     check_loss(configured(loss=kind, learner={"max_staleness": 16}, optimizer={"lr": 1e-6}))
     check_loss(configured(learner={"max_staleness": 16}, optimizer={"lr": 1e-3}))
     assert not caplog.records
-    check_loss(configured(loss=kind, learner={"max_staleness": 16}, optimizer={"lr": 1e-3}))
+    check_loss(configured(loss=kind, learner={"max_staleness": 4}, optimizer={"lr": 1e-3}))
     assert "likely to collapse" in caplog.text
