@@ -1,4 +1,4 @@
-"""The forward pass of the Qwen3, Qwen2, Llama and Mistral family written out: the same mathematics as the modelling code in a third of the calls.
+"""The forward pass of the Qwen3, Qwen2, Llama and Mistral family written out: the modelling code's mathematics in a third of the calls.
 
 At this size Python and small kernels are the cost of a step, not arithmetic. The query, key and value matrices of a layer become one, gate
 and up another; the model's own parameters turn into views of them, so there is one copy of the weights and a swap in place reaches it.

@@ -36,7 +36,8 @@ def check_forward(student: Student, forward: Forward) -> None:
 
 
 def _sentence(student: Student, why: str) -> str:
-    return f"the torch engine does not support the architecture {type(student.model).__name__} ({why}): use a Qwen3, Qwen2, Llama or Mistral student"
+    name = type(student.model).__name__
+    return f"the torch engine does not support the architecture {name} ({why}): use a Qwen3, Qwen2, Llama or Mistral student"
 
 
 def _through_slots(forward: Forward, ids_MT: Tensor) -> list[Tensor]:

@@ -89,5 +89,5 @@ def _check_parts(directory: Path, model: Any, parts: CausalModel, dtype: torch.d
         if difference > _TOLERANCE[dtype] * (1 + whole_LV.abs().max()):
             raise ConfigError(
                 f"the architecture of {directory} is not supported: its logits are not its head applied to its last hidden state, "
-                "or depend on later tokens; take a teacher such as Qwen3, Qwen2 or Llama"
+                "or depend on later tokens; take a teacher such as Qwen3, Qwen2, Llama or Mistral"
             )
