@@ -1,7 +1,8 @@
 """A worker renews what it holds in memory, and nothing else: an entry it has forgotten goes to another worker (design §4).
 
 `run` is a task of the worker's event loop; maths runs elsewhere, so renewal never stalls. What another worker took over, or what is older
-than `work_deadline_s`, is forgotten here: its hand-off would be refused.
+than `work_deadline_s`, is forgotten here: its hand-off would be refused. What is still computed then hangs: `hung` is called, which ends
+the process like any death, so that the entries become suspects.
 """
 
 from __future__ import annotations
@@ -9,23 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from common.bus.base import Bus, Lease
 from common.errors import BusError
 
 log = logging.getLogger(__name__)
 
+Place = tuple[str, str]
+
 
 class LeaseKeeper:
     """Holds the leases of one worker."""
 
-    def __init__(self, bus: Bus, *, lease_s: float, work_deadline_s: float) -> None:
+    def __init__(
+        self, bus: Bus, *, lease_s: float, work_deadline_s: float, hung: Callable[[Sequence[Lease]], None] = lambda _: None
+    ) -> None:
         self._bus = bus
         self._period = lease_s / 3
         self._deadline = work_deadline_s
-        self._held: dict[tuple[str, str], tuple[Lease, float]] = {}
+        self._hung = hung
+        self._held: dict[Place, tuple[Lease, float]] = {}
+        self._computed: set[Place] = set()
+        self._leaving: set[Place] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -34,16 +42,35 @@ class LeaseKeeper:
         """Renews these from now on."""
         now = time.monotonic()
         for lease in leases:
-            self._held[lease.topic, lease.entry] = (lease, now)
+            self._held[_place(lease)] = (lease, now)
 
     def drop(self, leases: Iterable[Lease]) -> None:
         """These are done with."""
         for lease in leases:
-            self._held.pop((lease.topic, lease.entry), None)
+            self._held.pop(_place(lease), None)
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still ours as far as we know."""
-        return (lease.topic, lease.entry) in self._held
+        return _place(lease) in self._held
+
+    @contextmanager
+    def computing(self, leases: Sequence[Lease]) -> Iterator[None]:
+        """While inside, these are in the hands of mathematics that may never come back."""
+        self._computed.update(map(_place, leases))
+        try:
+            yield
+        finally:
+            self._computed.difference_update(map(_place, leases))
+
+    @contextmanager
+    def leaving(self, leases: Sequence[Lease]) -> Iterator[None]:
+        """While inside, these may already be another worker's by our own doing; behind it they are done with."""
+        self._leaving.update(map(_place, leases))
+        try:
+            yield
+            self.drop(leases)
+        finally:
+            self._leaving.difference_update(map(_place, leases))
 
     async def run(self) -> None:
         """Waits for nothing but time; ends only by cancellation or when the bus stays away."""
@@ -53,8 +80,8 @@ class LeaseKeeper:
             leases = [lease for lease, _ in self._held.values()]
             if not leases:
                 continue
-            kept = {(lease.topic, lease.entry) for lease in await self._bus.renew(leases)}
-            lost = [lease for lease in leases if (lease.topic, lease.entry) not in kept and self.holds(lease)]
+            kept = set(map(_place, await self._bus.renew(leases)))
+            lost = [lease for lease in leases if _place(lease) not in kept | self._leaving and self.holds(lease)]
             if lost:
                 log.warning("leases went to another worker", extra={"seqs": [lease.seq for lease in lost][:10], "count": len(lost)})
                 self.drop(lost)
@@ -62,6 +89,8 @@ class LeaseKeeper:
     def _forget_overdue(self) -> None:
         limit = time.monotonic() - self._deadline
         overdue = [lease for lease, since in self._held.values() if since < limit]
+        if hanging := [lease for lease in overdue if _place(lease) in self._computed]:
+            self._hung(hanging)
         if overdue:
             log.warning("abandons work past bus.work_deadline_s", extra={"seqs": [lease.seq for lease in overdue][:10]})
             self.drop(overdue)
@@ -73,6 +102,10 @@ class LeaseKeeper:
         if leases:
             with suppress(BusError):
                 await self._bus.release(leases)
+
+
+def _place(lease: Lease) -> Place:
+    return lease.topic, lease.entry
 
 
 def quarantine_size(deliveries: int, full: int) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -18,11 +20,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from common import bus as buses
 from common import log as logs
 from common import metrics
-from common.bus.base import Bus
+from common.bus.base import Bus, Lease
 from common.config import RunConfig, load_config
 from common.errors import RefluxError, Superseded, UserError
 from common.leases import LeaseKeeper
@@ -95,7 +98,8 @@ async def serve(role: str, config: RunConfig, body: Body) -> None:
     name = f"{role}-{uuid.uuid4().hex[:12]}"
     pulse = Pulse(role, name)
     async with buses.connect(config, name=name, overdue=partial(pulse.lose, "server")) as bus:
-        keeper = LeaseKeeper(bus, lease_s=config.bus.lease_s, work_deadline_s=config.bus.work_deadline_s)
+        section = config.bus
+        keeper = LeaseKeeper(bus, lease_s=section.lease_s, work_deadline_s=section.work_deadline_s, hung=partial(_end, role))
         worker = Worker(role=role, name=name, config=config, bus=bus, pulse=pulse, keeper=keeper, stopping=asyncio.Event())
         with metrics.endpoint(pulse, config.service.metrics_host, config.service.metrics_port):
             log.info("starts", extra={"role": role, "worker": name})
@@ -114,6 +118,7 @@ async def _live(worker: Worker, body: Body) -> None:
             for task in background:
                 task.cancel()
     finally:
+        faulthandler.cancel_dump_traceback_later()
         await worker.keeper.release_all()
 
 
@@ -133,10 +138,24 @@ async def _drain(worker: Worker, work: asyncio.Task[None]) -> None:
     work.cancel()
 
 
+def _end(role: str, hanging: Sequence[Lease]) -> NoReturn:
+    """At once, and without giving anything back: a thread that hangs cannot be ended otherwise, and whoever leases the entries next is to
+    know that they ended a worker."""
+    seqs = ", ".join(str(lease.seq) for lease in hanging[:10])
+    print(f"reflux {role}: hangs on samples {seqs}, past bus.work_deadline_s: ends itself", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(EXIT_FAILED)
+
+
+def _end_if_silent(seconds: float) -> None:
+    """Ends the process, with its stacks on stderr, unless it is called again in time: also where the event loop itself hangs."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
 async def _beat(worker: Worker) -> None:
     """Leaves a report every `heartbeat_s`; others see a worker whose reports stop as gone. A wait that lasts is logged too."""
     period, waits = worker.config.service.heartbeat_s, LongWaits()
     while True:
+        _end_if_silent(worker.config.bus.work_deadline_s)
         report = worker.pulse.report()
         if cause := waits.news(report):
             log.info("waits", extra={"for": cause, "worker": worker.name})

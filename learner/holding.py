@@ -79,8 +79,8 @@ class Holding:
         """Back to `tickets`, for the newest weights or newer."""
         retries = [Retry(one.lease, encode(_next_attempt(one, version)), "stale") for one in again]
         self.remove(again)
-        await self._bus.retry(retries, max_attempts)
-        self._keeper.drop([one.lease for one in again])
+        with self._keeper.leaving([one.lease for one in again]):
+            await self._bus.retry(retries, max_attempts)
         self._pulse.add(retried_stale=len(again))
 
     def _is_other_entry(self, lease: Lease) -> bool:
@@ -89,17 +89,17 @@ class Holding:
 
     async def _settle_again(self, leases: Sequence[Lease]) -> None:
         """Their step is journaled: count those that the bus still has as live, delete the others."""
-        await self._bus.settle(self._line.term, leases)
-        await self._bus.discard(self._line.term, leases)
-        self._keeper.drop(leases)
+        with self._keeper.leaving(leases):
+            await self._bus.settle(self._line.term, leases)
+            await self._bus.discard(self._line.term, leases)
         self._pulse.add(discarded_applied=len(leases))
 
     async def _bury(self, burials: Sequence[Burial]) -> None:
-        outcomes = await self._bus.bury(burials)
+        with self._keeper.leaving([one.lease for one in burials]):
+            outcomes = await self._bus.bury(burials)
         refused = [one.lease for one, outcome in zip(burials, outcomes, strict=True) if outcome == "refused"]
         if refused:
             await self._bus.discard(self._line.term, refused)
-        self._keeper.drop([one.lease for one in burials])
         self._pulse.add(buried=len(burials))
 
     async def _resolve(self, leases: Sequence[Lease]) -> list[Lease]:

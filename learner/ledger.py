@@ -139,8 +139,8 @@ class Ledger:
         self._holding.remove(batch)
         self._taken.set()
         leases = [one.lease for one in batch]
-        await self._bus.settle(record.term, leases)
-        self._keeper.drop(leases)
+        with self._keeper.leaving(leases):
+            await self._bus.settle(record.term, leases)
         return Prepared(record, [one.scored for one in batch], self.line.to_json())
 
     # consumes the bus's ledger; waits for time; produces tickets ------------------------------------------------------------

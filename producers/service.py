@@ -140,7 +140,8 @@ class Producer:
                 return  # stopping: the lease goes back with the others
             if not self._worker.keeper.holds(lease):
                 return
-            completion = await self._engine.generate(ticket)
+            with self._worker.keeper.computing([lease]):
+                completion = await self._engine.generate(ticket)
             self._finished.put_nowait((lease, Rollout(ticket, completion)))
         except (Rejected, WireError) as error:
             self._finished.put_nowait(Burial(lease, str(error)))
@@ -183,9 +184,8 @@ class Producer:
         with worker.pulse.cpu("codec"):
             moves = [Move(lease, _next_topic(r), encode(ScoredRollout(r))) for lease, r in finished if lease.topic != EVAL]
             moves += [Move(lease, EVALUATED, encode(verdict)) for (lease, _), verdict in zip(judged, verdicts, strict=True)]
-        outcomes = await worker.bus.hand_off(moves)
-        leases = [lease for lease, _ in finished]
-        worker.keeper.drop(leases)
+        with worker.keeper.leaving([lease for lease, _ in finished]):
+            outcomes = await worker.bus.hand_off(moves)
         worker.pulse.add(
             samples=len(finished) - len(judged),
             evaluated=len(judged),
@@ -196,8 +196,8 @@ class Producer:
     async def _bury(self, burials: Sequence[Burial]) -> None:
         if burials:
             log.warning("cannot sample", extra={"seqs": [b.lease.seq for b in burials], "reason": burials[0].reason})
-            await self._worker.bus.bury(burials)
-            self._worker.keeper.drop([burial.lease for burial in burials])
+            with self._worker.keeper.leaving([burial.lease for burial in burials]):
+                await self._worker.bus.bury(burials)
 
 
 def _next_topic(rollout: Rollout) -> str:

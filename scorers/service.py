@@ -143,7 +143,7 @@ class Scorer:
             return []
         self._idle.clear()
         try:
-            with self._worker.pulse.waiting("teacher"):
+            with self._worker.pulse.waiting("teacher"), self._worker.keeper.computing([job.lease for job in held]):
                 results = await self._teacher.score([job.sample.rollout for job in held])
         finally:
             self._idle.set()
@@ -158,8 +158,8 @@ class Scorer:
             return
         with worker.pulse.cpu("codec"):
             moves = [_move(job, score) for job, score in scored]
-        outcomes = await worker.bus.hand_off(moves)
-        worker.keeper.drop([move.lease for move in moves])
+        with worker.keeper.leaving([move.lease for move in moves]):
+            outcomes = await worker.bus.hand_off(moves)
         worker.pulse.add(
             batches=1,
             samples=len(scored),
@@ -190,8 +190,8 @@ class Scorer:
     async def _bury(self, burials: Sequence[Burial]) -> None:
         if burials:
             log.warning("cannot score", extra={"seqs": [burial.lease.seq for burial in burials], "reason": burials[0].reason})
-            outcomes = await self._worker.bus.bury(burials)
-            self._worker.keeper.drop([burial.lease for burial in burials])
+            with self._worker.keeper.leaving([burial.lease for burial in burials]):
+                outcomes = await self._worker.bus.bury(burials)
             self._worker.pulse.add(rejected=outcomes.count("done"), refused=outcomes.count("refused"))
 
 

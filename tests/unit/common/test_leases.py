@@ -87,3 +87,52 @@ async def test_everything_goes_back_at_the_end(away: bool) -> None:
 
 def test_suspects_end_up_alone() -> None:
     assert [quarantine_size(n, 128) for n in (1, 2, 3, 4, 9)] == [128, 16, 2, 1, 1]
+
+
+async def test_what_leaves_during_a_slow_renewal_was_not_taken_away(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(FakeBus):
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        async def renew(self, leases: Sequence[Lease]) -> list[Lease]:
+            self.begun.set()
+            await self.go.wait()
+            return await super().renew(leases)
+
+    bus = Slow()
+    keeper = _keeper(bus)
+    keeper.hold([_lease(1), _lease(2)])
+    renewing = asyncio.create_task(keeper.run())
+    await bus.begun.wait()
+    with keeper.leaving([_lease(1)]):
+        bus.stolen = {1}  # the server has handed it off, its answer is under way
+        bus.go.set()
+        while not bus.renewed:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)
+    renewing.cancel()
+    assert not caplog.records
+    assert (keeper.holds(_lease(1)), keeper.holds(_lease(2))) == (False, True)
+
+
+async def test_a_hand_off_that_fails_leaves_the_lease_to_be_released() -> None:
+    bus = FakeBus()
+    keeper = _keeper(bus)
+    keeper.hold([_lease(1)])
+    with pytest.raises(BusUnreachable), keeper.leaving([_lease(1)]):
+        raise BusUnreachable("gone")
+    await keeper.release_all()
+    assert bus.released == [1]
+
+
+async def test_only_what_is_computed_past_the_deadline_hangs() -> None:
+    hanging: list[int] = []
+    keeper = LeaseKeeper(
+        FakeBus(),  # type: ignore[arg-type]
+        lease_s=0.03,
+        work_deadline_s=0.1,
+        hung=lambda leases: hanging.extend(lease.seq for lease in leases),
+    )
+    keeper.hold([_lease(1), _lease(2)])
+    with keeper.computing([_lease(2)]):
+        await _run_until(keeper, lambda: not len(keeper))
+    assert hanging == [2]
