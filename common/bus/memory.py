@@ -144,7 +144,7 @@ class MemoryBus(OperatorCalls):
         holder = self._holder()
         if holder not in {None, owner} and not take_over:
             raise LearnerActive(f"another learner ({holder}) works on this run: stop it, or start this one with --take-over")
-        server.learner = (owner, server.clock() + lease_s)
+        server.learner = (owner, server.clock() + lease_s, term)
         server.term = term
 
     async def hold(self, term: int, owner: str, lease_s: float) -> None:
@@ -152,9 +152,9 @@ class MemoryBus(OperatorCalls):
         server = await self._reach()
         server.fence(term)
         holder = self._holder()
-        if holder not in {None, owner}:
+        if holder not in {None, owner} and server.learner and server.learner[2] >= term:
             raise Superseded(f"a learner of a higher term (by {holder}) has taken over this run: this one stops")
-        server.learner = (owner, server.clock() + lease_s)
+        server.learner = (owner, server.clock() + lease_s, term)
 
     async def resign(self, term: int, owner: str) -> None:  # noqa: ARG002 - the owner alone decides
         """See Bus.resign."""

@@ -52,7 +52,7 @@ class MemoryServer:
         self.alone: dict[tuple[str, str], int] = defaultdict(int)
         self.weights: list[tuple[str, bytes]] = []
         self.reports: dict[str, tuple[bytes, float]] = {}
-        self.learner: tuple[str, float] | None = None
+        self.learner: tuple[str, float, int] | None = None  # owner, until when, term
         self.term = self.cursor = self.applied = self.reconciled = 0
         self.paused = False
 

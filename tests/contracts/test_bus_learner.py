@@ -160,6 +160,15 @@ async def test_taking_over_stops_the_first_learner(medium: Medium) -> None:
     await second.hold(2, "second", 30.0)
 
 
+async def test_a_holder_of_a_lower_term_that_a_rollback_brought_back_supersedes_nobody(medium: Medium) -> None:
+    dead, surviving = await medium.bus(), await medium.bus()
+    await dead.claim(1, "dead", 30.0, False)  # as the rollback left it: the survivor's own claim is undone
+    await surviving.admit(2, 0, tickets(0))
+    await surviving.hold(2, "surviving", 30.0)
+    with pytest.raises(LearnerActive, match="surviving"):
+        await dead.claim(3, "third", 30.0, False)
+
+
 async def test_a_learner_that_resigned_makes_room_at_once(medium: Medium) -> None:
     bus = await medium.bus()
     await bus.claim(1, "first", 30.0, False)

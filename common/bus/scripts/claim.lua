@@ -5,6 +5,6 @@ return once(function()
   local holder = redis.call('GET', key('learner'))
   if holder and holder ~= ARGV[4] and ARGV[6] == '0' then return redis.error_reply('LEARNER ' .. holder) end
   redis.call('SET', key('learner'), ARGV[4], 'PX', ARGV[5])
-  redis.call('HSET', key('state'), 'term', ARGV[3])
+  redis.call('HSET', key('state'), 'term', ARGV[3], 'holder', ARGV[3])
   return 1
 end)

@@ -1,5 +1,6 @@
 -- Put before every script. KEYS[1] is the run's root "reflux:{run}:" (all keys of a run lie in one slot), ARGV[1] the calling worker's name.
--- Streams: the topics and `weights`. Hashes: state (cursor, term, applied, incarnation, reconciled, paused), live (seq -> "entry attempt topic"),
+-- Streams: the topics and `weights`. Hashes: state (cursor, term, applied, incarnation, reconciled, paused, holder = the term of
+-- `learner`), live (seq -> "entry attempt topic"),
 -- dead (seq -> "attempt length-of-reason reason+payload"), lives (seq -> how often it was revived), retried (reason -> count),
 -- alone ("topic entry" -> tries), calls:<worker>.
 -- Sets: topics, workers. Strings: learner, report:<worker>.
