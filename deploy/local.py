@@ -98,7 +98,10 @@ async def _supervise(
             cpu_s=spent,
         )
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(watch.run(), name="watch"), tasks.create_task(server.keep(), name="server")]
+            background = [
+                tasks.create_task(watch.run(), name="watch"),
+                tasks.create_task(server.keep(lambda: watch.progress), name="server"),
+            ]
             ended = await supervisor.run(stopping)
             for task in background:
                 task.cancel()

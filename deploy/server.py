@@ -29,8 +29,8 @@ class Served(Protocol):
     def own(self) -> bool:
         """Whether nobody else can be connected to it."""
 
-    async def keep(self) -> None:
-        """A task for as long as the run lasts."""
+    async def keep(self, progress: Callable[[], object]) -> None:
+        """A task for as long as the run lasts. `progress` is any number that changes when the run gets on."""
 
     def cpu_s(self) -> float:
         """What it has cost so far."""
@@ -46,22 +46,24 @@ class _Embedded:
         self._cpu_s = 0.0  # of those that died
         self._cpu_now_s = 0.0
 
-    async def keep(self) -> None:
-        """Starts it again on its port. Raises BusError when it keeps dying."""
-        short_lives, born = 0, time.monotonic()
+    async def keep(self, progress: Callable[[], object]) -> None:
+        """Starts it again on its port. Raises BusError when it keeps dying and the run does not get on in between."""
+        short_lives, born, seen = 0, time.monotonic(), progress()
         while True:
             await asyncio.sleep(_POLL_S)
             if self._server.alive:
                 self.cpu_s()
                 continue
-            short_lives = short_lives + 1 if time.monotonic() - born < _SHORT_LIFE_S else 0
+            stuck = time.monotonic() - born < _SHORT_LIFE_S and progress() == seen
+            short_lives, seen = short_lives + 1 if stuck else 0, progress()
             if short_lives > self._config.service.restart_budget:
                 raise BusError(f"the embedded server keeps dying: see {self._config.directory / 'bus' / 'server.log'}")
             self._say("the embedded server died and is started again")
             self._cpu_s, self._cpu_now_s = self._cpu_s + self._cpu_now_s, 0.0
-            await self._server.launch()
-            write_address(self._config.directory / ADDRESS_FILE, self._server.address)
             born = time.monotonic()
+            with suppress(BusError):  # one that dies before it answers is one more death
+                await self._server.launch()
+                write_address(self._config.directory / ADDRESS_FILE, self._server.address)
 
     def cpu_s(self) -> float:
         """Read while it lives: a dead process takes its times along."""
@@ -74,7 +76,7 @@ class _Embedded:
 class _Foreign:
     own = False
 
-    async def keep(self) -> None:
+    async def keep(self, progress: Callable[[], object]) -> None:
         """Nothing to do."""
 
     def cpu_s(self) -> float:

@@ -1,8 +1,10 @@
 import asyncio
+import itertools
 import json
 import os
 import signal
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ def config_in(directory: Path, **service: int) -> RunConfig:
 async def test_a_server_that_dies_comes_back_where_it_was_and_workers_go_on(tmp_path: Path) -> None:
     config, said = config_in(tmp_path), list[str]()
     async with served(config, said.append) as server, connect(config, name="worker") as bus:
-        keeper = asyncio.create_task(server.keep(), name="server")
+        keeper = asyncio.create_task(server.keep(lambda: 0), name="server")
         await bus.claim(1, "me", 30.0, False)
         old = json.loads((config.directory / "bus.json").read_text())
         os.kill(old["pid"], signal.SIGKILL)
@@ -48,27 +50,46 @@ async def test_a_server_that_dies_comes_back_where_it_was_and_workers_go_on(tmp_
         keeper.cancel()
 
 
+@asynccontextmanager
+async def murdered(config: RunConfig) -> AsyncIterator[None]:
+    """The server, again and again."""
+
+    async def murder() -> None:
+        while True:
+            with suppress(ProcessLookupError):
+                os.kill(json.loads((config.directory / "bus.json").read_text())["pid"], signal.SIGKILL)
+            await asyncio.sleep(0.05)
+
+    murderer = asyncio.create_task(murder(), name="murderer")
+    yield
+    murderer.cancel()
+
+
 async def test_a_server_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
     config = config_in(tmp_path, restart_budget=2)
-    async with served(config, lambda _: None) as server:
-
-        async def murder() -> None:
-            while True:
-                with suppress(ProcessLookupError):
-                    os.kill(json.loads((config.directory / "bus.json").read_text())["pid"], signal.SIGKILL)
-                await asyncio.sleep(0.05)
-
-        murderer = asyncio.create_task(murder(), name="murderer")
-        with pytest.raises(BusError, match=r"keeps dying|did not start"):
+    async with served(config, lambda _: None) as server, murdered(config):
+        with pytest.raises(BusError, match="keeps dying"):
             async with asyncio.timeout(30):
-                await server.keep()
-        murderer.cancel()
+                await server.keep(lambda: 0)
+
+
+async def test_a_server_that_keeps_dying_ends_no_run_that_gets_on(tmp_path: Path) -> None:
+    config, progress, said = config_in(tmp_path, restart_budget=2), itertools.count(), list[str]()
+    async with served(config, said.append) as server:
+        keeper = asyncio.create_task(server.keep(lambda: next(progress)), name="server")
+        async with asyncio.timeout(60):
+            for deaths in range(1, 6):
+                os.kill(server._server.pid, signal.SIGKILL)
+                while len(said) < deaths or not server._server.alive:
+                    await asyncio.sleep(0.02)
+        assert not keeper.done()
+        keeper.cancel()
 
 
 async def test_a_foreign_server_is_left_alone(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     foreign = config.model_copy(update={"bus": config.bus.model_copy(update={"url": "redis://somewhere:1/0"})})
     async with served(foreign, lambda _: None) as server:
-        await server.keep()
+        await server.keep(lambda: 0)
         assert (server.own, server.cpu_s()) == (False, 0.0)
     assert not (config.directory / "bus.json").exists()
