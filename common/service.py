@@ -25,7 +25,9 @@ from typing import NoReturn
 from common import bus as buses
 from common import log as logs
 from common import metrics
+from common.bus.acl import Role
 from common.bus.base import Bus, Lease
+from common.bus.login import metrics_token
 from common.config import RunConfig, load_config
 from common.errors import RefluxError, Superseded, UserError
 from common.leases import LeaseKeeper
@@ -65,13 +67,13 @@ def role_parser(role: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_role(role: str, body: Body, argv: Sequence[str] | None = None) -> int:
+def run_role(role: Role, body: Body, argv: Sequence[str] | None = None) -> int:
     """Parses the arguments and serves; returns the exit code."""
     arguments = role_parser(role).parse_args(argv)
     return run_service(role, body, lambda: load_config(arguments.config, arguments.overrides))
 
 
-def run_service(role: str, body: Body, configure: Callable[[], RunConfig]) -> int:
+def run_service(role: Role, body: Body, configure: Callable[[], RunConfig]) -> int:
     """Serves one role until it is done or told to stop; every RefluxError becomes one sentence on stderr."""
     logs.configure()
     try:
@@ -93,15 +95,15 @@ def _exit_code(role: str, error: BaseException) -> int:
     return EXIT_FAILED
 
 
-async def serve(role: str, config: RunConfig, body: Body) -> None:
+async def serve(role: Role, config: RunConfig, body: Body) -> None:
     """Connects and runs `body` with its background tasks."""
     name = f"{role}-{uuid.uuid4().hex[:12]}"
     pulse = Pulse(role, name)
-    async with buses.connect(config, name=name, overdue=partial(pulse.lose, "server")) as bus:
+    async with buses.connect(config, name=name, role=role, overdue=partial(pulse.lose, "server")) as bus:
         section = config.bus
         keeper = LeaseKeeper(bus, lease_s=section.lease_s, work_deadline_s=section.work_deadline_s, hung=partial(_end, role))
         worker = Worker(role=role, name=name, config=config, bus=bus, pulse=pulse, keeper=keeper, stopping=asyncio.Event())
-        with metrics.endpoint(pulse, config.service.metrics_host, config.service.metrics_port):
+        with metrics.endpoint(pulse, config.service.metrics_host, config.service.metrics_port, metrics_token(config.service)):
             log.info("starts", extra={"role": role, "worker": name})
             await _live(worker, body)
 

@@ -40,6 +40,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "audit": lambda: commands.audit(config),
         "export": lambda: commands.export(config, arguments.out),
         "report": lambda: commands.report(config, arguments.out),
+        "acl": lambda: commands.acl(config),
         "dead": lambda: _dead(config, arguments),
         "pause": lambda: commands.pause(config, paused=True),
         "resume": lambda: commands.pause(config, paused=False),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from common import bus as buses
 from common.bus.address import ADDRESS_FILE, read_address
+from common.bus.login import login_of
 from common.config import RunConfig
 from common.config.run import without_password
 from common.errors import BusError, ConfigError
@@ -69,7 +70,7 @@ def _dry_run(config: RunConfig, console: Console) -> int:
 
 
 async def _answers(config: RunConfig) -> None:
-    async with buses.connect(config, name=_name()) as bus:
+    async with buses.connect(config, name=_name(), role="observer") as bus:
         await bus.state()
 
 
@@ -100,7 +101,7 @@ async def _show(config: RunConfig, console: Console) -> None:
     from deploy.snapshot import take
     from deploy.table import live_view
 
-    async with connected(config) as bus:
+    async with connected(config, "observer") as bus:
         before = await take(bus)
         await asyncio.sleep(2 * config.service.heartbeat_s)
         console.print(live_view(config.run.name, config.learner.steps, before, await take(bus)))
@@ -121,10 +122,10 @@ def _look(config: RunConfig) -> Look:
     from deploy.checker import NoAnswer, look_at
 
     embedded = read_address(config.directory / ADDRESS_FILE)
-    url = config.bus.url or (embedded.url if embedded else "")
+    url = config.bus.url or (embedded.url_of(config.run.name, "observer") if embedded else "")
     if not url:
         raise NoAnswer("it does not run")
-    return look_at(url, config.run.name)
+    return look_at(url, config.run.name, login_of(config.bus, config.run.name, "observer").options())
 
 
 def export(config: RunConfig, out: Path | None) -> int:
@@ -144,6 +145,19 @@ def report(config: RunConfig, out: Path | None) -> int:
     file = out or config.directory / "report.html"
     count = write_report(config, file)
     _say(Console(), f"{file} shows the run and {count} of its rollouts, token by token: open it in a browser")
+    return 0
+
+
+def acl(config: RunConfig) -> int:
+    """`reflux acl`: the file on stdout, what to do with it on stderr."""
+    from deploy.users import acl_file
+
+    lines, made = acl_file(config)
+    print("\n".join(lines))
+    told = Console(stderr=True)
+    for path in made:
+        _say(told, f"made {path}")
+    _say(told, "keep it as the server's aclfile (one `user default off` is enough for several runs), with a line for your administrator")
     return 0
 
 

@@ -86,7 +86,7 @@ async def _run_here(config: RunConfig, directory: RunDirectory, file: Path, scre
 async def _supervise(
     config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float]
 ) -> Ended:
-    async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}") as bus:
+    async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
             specs=role_specs(config),

@@ -90,5 +90,6 @@ async def served(config: RunConfig, say: Callable[[str], None]) -> AsyncIterator
     if config.bus.url:
         yield _Foreign()
         return
-    async with EmbeddedServer.start(config.directory, max_bytes=2 * config.bus.max_bytes) as server:
+    memory, entry = 2 * config.bus.max_bytes, config.largest_entry_bytes
+    async with EmbeddedServer.start(config.directory, run=config.run.name, max_bytes=memory, largest_entry=entry) as server:
         yield _Embedded(server, config, say)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from common import bus as buses
+from common.bus.acl import Role
 from common.bus.base import Bus
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -21,10 +22,10 @@ _CONNECT_S = 3.0
 
 
 @asynccontextmanager
-async def connected(config: RunConfig) -> AsyncIterator[Bus]:
-    """The bus of a run that is under way; raises BusError soon where it is not."""
+async def connected(config: RunConfig, role: Role = "operator") -> AsyncIterator[Bus]:
+    """The bus of a run that is under way; raises BusError soon where it is not. An observer may look and change nothing."""
     section = config.bus.model_copy(update={"connect_timeout_s": _CONNECT_S, "outage_timeout_s": _CONNECT_S})
-    async with buses.connect(config.model_copy(update={"bus": section}), name=f"visitor-{uuid.uuid4().hex[:12]}") as bus:
+    async with buses.connect(config.model_copy(update={"bus": section}), name=f"visitor-{uuid.uuid4().hex[:12]}", role=role) as bus:
         yield bus
 
 

@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.bus.address import ADDRESS_FILE, read_address
+from common.bus.acl import Role
+from common.bus.address import ADDRESS_FILE, Address, read_address
 from common.bus.base import Bus
+from common.bus.login import Login, login_of
 from common.errors import BusError, BusUnreachable
 
 if TYPE_CHECKING:
@@ -25,12 +27,15 @@ _OLDEST = (6, 2)
 
 
 @asynccontextmanager
-async def connect(config: RunConfig, *, name: str, overdue: Callable[[float], None] = lambda _: None) -> AsyncIterator[Bus]:
-    """The run's bus for the worker `name` (unique to its process); waits `bus.connect_timeout_s` for the server. `overdue` is told the
-    seconds in which an answer of the server was overdue."""
+async def connect(
+    config: RunConfig, *, name: str, role: Role = "operator", overdue: Callable[[float], None] = lambda _: None
+) -> AsyncIterator[Bus]:
+    """The run's bus for the worker `name` (unique to its process), with the rights of `role`; waits `bus.connect_timeout_s` for the server.
+    `overdue` is told the seconds in which an answer of the server was overdue."""
     settings = config.bus
     limit = time.monotonic() + settings.connect_timeout_s
-    url = settings.url or await _embedded_url(config.directory / ADDRESS_FILE, limit)
+    login = login_of(settings, config.run.name, role)
+    url = settings.url or (await _embedded(config.directory / ADDRESS_FILE, limit)).url_of(config.run.name, role)
     async with connect_url(
         url,
         run=config.run.name,
@@ -39,6 +44,9 @@ async def connect(config: RunConfig, *, name: str, overdue: Callable[[float], No
         outage_timeout_s=settings.outage_timeout_s,
         connect_timeout_s=max(1.0, limit - time.monotonic()),
         overdue=overdue,
+        login=login,
+        largest_entry=config.largest_entry_bytes,
+        largest_answer=config.largest_answer_bytes,
     ) as bus:
         yield bus
 
@@ -53,13 +61,16 @@ async def connect_url(
     outage_timeout_s: float,
     connect_timeout_s: float = 30.0,
     overdue: Callable[[float], None] = lambda _: None,
+    login: Login | None = None,
+    largest_entry: int = 1 << 29,
+    largest_answer: int = 1 << 30,
 ) -> AsyncIterator[Bus]:
     """The bus of `run` on the server at `url`."""
     from common.bus.redis_bus import RedisBus
     from common.bus.redis_client import RedisClient
 
-    client = RedisClient(url, outage_timeout_s=outage_timeout_s, overdue=overdue)
-    bus = RedisBus(client, run=run, name=name, lease_s=lease_s)
+    client = RedisClient(url, outage_timeout_s=outage_timeout_s, overdue=overdue, login=login, largest_answer=largest_answer)
+    bus = RedisBus(client, run=run, name=name, lease_s=lease_s, largest_entry=largest_entry)
     try:
         await _check_server(client, connect_timeout_s)
         yield bus
@@ -67,12 +78,12 @@ async def connect_url(
         await bus.aclose()
 
 
-async def _embedded_url(path: Path, limit: float) -> str:
+async def _embedded(path: Path, limit: float) -> Address:
     if read_address(path) is None:
         log.info("waits for the run's server", extra={"address": str(path)})
     while time.monotonic() < limit:
         if address := read_address(path):
-            return address.url
+            return address
         await asyncio.sleep(0.05)
     raise BusUnreachable(f"{path} does not appear: start `reflux run` for this run first, or set bus.url to a server's address")
 

@@ -2,7 +2,8 @@
 
 It dies with its run: ended with the context, or by the kernel when the thread that started it is gone (Linux). Its data stay, so that the
 same run starts it again where it was; after a crash on the same port with the same password, so that workers which outlived it find it.
-The address lies in bus.json (mode 0600); the password is on no command line and in no other file.
+The address lies in bus.json (mode 0600); the passwords, one for each role's user and one for the administrator (`default`), are on no
+command line and in no other file.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+from common.bus.acl import ROLES, acl_lines
 from common.bus.address import ADDRESS_FILE, Address, read_address, write_address
 from common.bus.redis_client import RedisClient
 from common.errors import BusError
@@ -56,23 +59,38 @@ def _bundled(package: str, pattern: str) -> list[Path]:
 class EmbeddedServer:
     """A running server; made by `start`."""
 
-    def __init__(self, *, binary: Path, directory: Path, address: Address, max_bytes: int) -> None:
+    def __init__(self, *, binary: Path, directory: Path, address: Address, settings: Sequence[str]) -> None:
         self._binary = binary
         self._directory = directory
-        self._max_bytes = max_bytes
+        self._more_settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self.address = address
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, directory: Path, *, max_bytes: int = 0, port: int = 0, binary: Path | None = None) -> AsyncIterator[Self]:
-        """Starts the server of the run in `directory`, which gets `bus.json` and `bus/`. `max_bytes`: its memory, 0 = no limit; `port`: 0 =
+    async def start(
+        cls,
+        directory: Path,
+        *,
+        run: str = "",
+        max_bytes: int = 0,
+        largest_entry: int = 0,
+        port: int = 0,
+        binary: Path | None = None,
+    ) -> AsyncIterator[Self]:
+        """Starts the server of the run in `directory`, which gets `bus.json` and `bus/`. `run`: its name, for which each role gets a user;
+        "" = the administrator alone. `max_bytes`: its memory, `largest_entry`: what one value may have, 0 = no limit of ours; `port`: 0 =
         the one it had, else a free one."""
         old = read_address(directory / ADDRESS_FILE)
         if old:
             await _until_gone(old)
-        password = old.password if old else secrets.token_urlsafe(24)
-        server = await cls._started(binary or find_server(), directory, password, max_bytes, port, old.port if old else 0)
+        known = old.users if old else {}
+        users = {role: known.get(role) or secrets.token_urlsafe(24) for role in ROLES} if run else {}
+        address = Address(port, old.password if old else secrets.token_urlsafe(24), 0, users)
+        more = [f"maxmemory {max_bytes}", *acl_lines(run, users)]
+        if largest_entry:
+            more.append(f"proto-max-bulk-len {max(1 << 20, largest_entry)}")
+        server = await cls._started(binary or find_server(), directory, address, more, old.port if old else 0)
         write_address(directory / ADDRESS_FILE, server.address)
         try:
             yield server
@@ -81,15 +99,15 @@ class EmbeddedServer:
             (directory / ADDRESS_FILE).unlink(missing_ok=True)
 
     @classmethod
-    async def _started(cls, binary: Path, directory: Path, password: str, max_bytes: int, port: int, old_port: int) -> Self:
+    async def _started(cls, binary: Path, directory: Path, asked: Address, settings: Sequence[str], old_port: int) -> Self:
         """With the asked port, or the old one if it is free, or a free one (which another process may take first: then the next)."""
+        port = asked.port
         if port and not _is_free(port):
             raise BusError(f"port {port} is taken: choose another one, or 0 for any free port")
         wanted = port or (old_port if old_port and _is_free(old_port) else 0)
         for tries in range(_PORT_TRIES):
-            server = cls(
-                binary=binary, directory=directory / "bus", address=Address(wanted or free_port(), password, 0), max_bytes=max_bytes
-            )
+            address = replace(asked, port=wanted or free_port())
+            server = cls(binary=binary, directory=directory / "bus", address=address, settings=settings)
             try:
                 await server.launch()
             except BusError:
@@ -131,7 +149,7 @@ class EmbeddedServer:
         assert process.stdin
         with suppress(BrokenPipeError), process.stdin:
             process.stdin.write(self._settings().encode())
-        self.address = Address(self.address.port, self.address.password, process.pid)
+        self.address = replace(self.address, pid=process.pid)
         try:
             await self._until_it_answers(process)
         except BaseException:
@@ -158,14 +176,14 @@ class EmbeddedServer:
             "requirepass": self.address.password,
             "dir": json.dumps(str(self._directory.resolve())),
             "daemonize": "no",
-            "maxmemory": self._max_bytes,
             "maxmemory-policy": "noeviction",
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
             "auto-aof-rewrite-min-size": "256mb",
         }
-        return "".join(f"{name} {value}\n" for name, value in values.items())
+        lines = [*(f"{name} {value}" for name, value in values.items()), *self._more_settings]
+        return "".join(f"{line}\n" for line in lines)
 
     async def _until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         limit = time.monotonic() + _START_S

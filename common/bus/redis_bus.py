@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from common.bus.answer_limit import AnswerTooLong
 from common.bus.base import Burial, Lease, Move, Outcome, Retry
 from common.bus.redis_calls import pieces, record
 from common.bus.redis_client import RedisClient
@@ -16,14 +17,16 @@ from common.errors import BusFull
 
 _BLOCK_S = 0.25
 """Longest wait on the server at a time: released and expired entries wake nobody, so a waiting worker looks for them in between."""
+_FIELDS = [b"seq", b"attempt", b"payload"]
 _OUTCOMES: tuple[Outcome, Outcome] = ("refused", "done")
 
 
 class RedisBus(LearnerCalls):
     """One worker's bus. `name` is unique to its process."""
 
-    def __init__(self, client: RedisClient, *, run: str, name: str, lease_s: float) -> None:
+    def __init__(self, client: RedisClient, *, run: str, name: str, lease_s: float, largest_entry: int = 1 << 29) -> None:
         super().__init__(client, run=run, name=name)
+        self._largest_entry = largest_entry
         self._lease_s = lease_s
         self._next_sweep: dict[tuple[str, ...], float] = {}  # by topics: each of several tasks that lease looks after its own
         self._losses: dict[tuple[str, ...], int] = {}
@@ -49,7 +52,7 @@ class RedisBus(LearnerCalls):
         losses = self._client.losses
         reclaim = losses != self._losses.get(whose, 0)  # a lost reply, or a server that came back, may have left entries under our name
         held = [f"{topic} {entry}" for topic, entry in self._held] if reclaim else []
-        options = (count, max(1, int(self._lease_s * 1000)), int(sweep), int(reclaim), len(topics))
+        options = (count, max(1, int(self._lease_s * 1000)), int(sweep), int(reclaim), self._largest_entry, len(topics))
         rows = await self._script("lease", *options, *topics, *held)
         self._losses[whose] = losses
         leases = self._keep([_lease(row[0].decode(), row[1], row[2], row[3]) for row in rows])
@@ -65,11 +68,23 @@ class RedisBus(LearnerCalls):
             found = await self._client.command(*head, *streams, *(">" for _ in streams), wait_s=wait_s)
         except ResponseError:  # NOGROUP: the server came back empty; the next look makes the groups
             return []
+        except AnswerTooLong:
+            self._client.losses += 1  # what it held is under our name now: the next look throws it out
+            return []
         by_key = {stream.encode(): topic for stream, topic in zip(streams, topics, strict=True)}
-        leases = self._keep([_lease(by_key[key], row[0], 1, row[1]) for key, rows in found or () for row in rows])
+        rows = [(by_key[key], row) for key, rows in found or () for row in rows]
+        sound = [(topic, row) for topic, row in rows if self._is_sound(row[1])]
+        self._client.losses += len(sound) < len(rows)
+        leases = self._keep([_lease(topic, row[0], 1, row[1]) for topic, row in sound])
         if len(leases) > count:  # COUNT holds for each stream by itself
             await self.release(leases[count:])
         return leases[:count]
+
+    def _is_sound(self, fields: list[bytes]) -> bool:
+        """As lease.lua has it."""
+        names, values = fields[::2], fields[1::2]
+        is_ours = names == _FIELDS and len(values) == len(_FIELDS)
+        return is_ours and values[0].isdigit() and values[1].isdigit() and len(values[2]) <= self._largest_entry
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease]:
         """See Bus.renew."""

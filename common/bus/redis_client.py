@@ -36,7 +36,9 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as LateAnswer
 
-from common.errors import BusError, BusFull, BusUnreachable, LearnerActive, Superseded
+from common.bus.answer_limit import parser_with
+from common.bus.login import Login
+from common.errors import BusError, BusFull, BusUnreachable, LearnerActive, RefluxError, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ _LONGEST_PAUSE_S = 1.0
 _PROMPT_S = 0.05
 """An answer that takes longer is overdue; our own event loop may be busy for so long."""
 _FORBIDDEN = ("ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED", "KEY_VALUES_MISMATCH")
+LARGEST_ANSWER = 1 << 30
 
 Argument = bytes | str | int | float
 
@@ -67,11 +71,18 @@ def _script(name: str) -> tuple[str, str]:
 class RedisClient:
     """Connections to the server at `url`; the first call connects. `overdue` is told the seconds in which an answer was overdue."""
 
-    def __init__(self, url: str, *, outage_timeout_s: float, overdue: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        outage_timeout_s: float,
+        overdue: Callable[[float], None] = lambda _: None,
+        login: Login | None = None,
+        largest_answer: int = LARGEST_ANSWER,
+    ) -> None:
+        options = (login or Login()).options() | {"parser_class": parser_with(largest_answer), "retry": Retry(NoBackoff(), 0)}
         try:
-            self._pool = ConnectionPool.from_url(
-                url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None, socket_connect_timeout=None
-            )
+            self._pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, socket_connect_timeout=None, **options)
         except ValueError as error:
             raise BusError(f"bus.url = {shown(url)!r} cannot be used: write redis://, rediss:// or unix://") from error
         self._free: list[Connection] = []
@@ -160,6 +171,11 @@ class RedisClient:
         return connection
 
     async def _pause(self, error: Exception, tries: int, limit: float) -> None:
+        if any(word in str(error) for word in _UNTRUSTED):
+            raise BusError(
+                f"TLS with the server at {self.address} failed ({_reason(error)}): correct bus.tls_ca, bus.tls_cert and bus.tls_key, "
+                f"or the host in bus.url"
+            ) from error
         self.losses += 1
         await self.aclose()  # idle connections are as dead as this one
         pause = min(_LONGEST_PAUSE_S, 0.02 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
@@ -177,20 +193,32 @@ class RedisClient:
         text = str(error)
         if isinstance(error, NoScriptError) or text.startswith("NOGROUP"):
             return error
+        if text.startswith(_FORBIDDEN):
+            return self._forbidden(error)
+        return self._named(text) or self._plain(error, text)
+
+    def _named(self, text: str) -> RefluxError | None:
+        """What the run's own scripts say."""
         if text.startswith("SUPERSEDED"):
             return Superseded(f"a learner of a higher term ({text.removeprefix('SUPERSEDED ')}) has taken over this run: this one stops")
         if text.startswith("LEARNER"):
             return LearnerActive(
                 f"another learner ({text.removeprefix('LEARNER ')}) works on this run: stop it, or start this one with --take-over"
             )
+        return None
+
+    def _plain(self, error: ResponseError, text: str) -> BusError:
         if isinstance(error, OutOfMemoryError) or "-OOM " in text:  # 6.2 wraps what a script meets
             return BusFull(f"the server at {self.address} has no memory left: raise its maxmemory, or lower learner.max_staleness")
-        if isinstance(error, NoPermissionError) or text.startswith(_FORBIDDEN):
-            return self._forbidden(error)
+        if isinstance(error, NoPermissionError) or "ACL failure" in text or "user executing the script" in text:
+            return BusError(f"the server at {self.address} does not let this user do that ({text}): load what `reflux acl` prints into it")
         return BusError(f"the server at {self.address} refused a command: {text}")
 
     def _forbidden(self, error: RedisError) -> BusError:
-        return BusError(f"the server at {self.address} refused the login ({error}): correct user and password in bus.url")
+        return BusError(
+            f"the server at {self.address} refused the login ({error}): correct user and password in bus.url, or bus.user and the password "
+            f"that bus.password_file or bus.password_env names"
+        )
 
 
 def _passes(error: ResponseError) -> bool:

@@ -14,7 +14,18 @@ from pydantic_core import ErrorDetails
 from common.config.run import RunConfig
 from common.errors import ConfigError
 
-_PATHS = ("run.dir", "model.student", "data.prompts", "data.eval_prompts", "weights.dir")
+_PATHS = (
+    "run.dir",
+    "model.student",
+    "data.prompts",
+    "data.eval_prompts",
+    "weights.dir",
+    "bus.password_file",
+    "bus.tls_ca",
+    "bus.tls_cert",
+    "bus.tls_key",
+    "service.metrics_token_file",
+)
 
 
 def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -31,6 +31,7 @@ from common.config.sections import (
 _BYTES_PER_TOKEN = 12  # id, behaviour log-probability and one teacher's log-probability
 _BYTES_PER_TOP = 8  # id and log-probability
 _ENTRY_OVERHEAD = 2048
+_ROOMY_ENTRY = 16 << 20  # prompts carry metadata of any kind
 
 
 class RunConfig(Section):
@@ -72,6 +73,31 @@ class RunConfig(Section):
         """Upper bound of one scored sample on the bus."""
         tops = sum(_BYTES_PER_TOP * teacher.top_k + 4 for teacher in self.teachers.values())
         return self.data.max_prompt_tokens * 4 + self.sampling.max_new_tokens * (_BYTES_PER_TOKEN + tops) + _ENTRY_OVERHEAD
+
+    @property
+    def largest_entry_bytes(self) -> int:
+        """No worker takes a longer entry: nothing that this run makes comes near it."""
+        return max(_ROOMY_ENTRY, 2 * self.largest_sample_bytes)
+
+    @property
+    def largest_answer_bytes(self) -> int:
+        """No worker reads a longer answer: the whole window fits twice."""
+        return max(4 * self.largest_entry_bytes, 2 * self.window * self.largest_sample_bytes)
+
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        bus, given = self.bus, [name for name in ("password_file", "password_env") if getattr(self.bus, name)]
+        if without_password(bus.url) != bus.url:
+            given.append("url")
+        if len(given) > 1:
+            raise ValueError(f"a password is named by bus.{' and by bus.'.join(given)}: leave one of them")
+        if given and not bus.url:
+            raise ValueError(f"bus.{given[0]} is for a server of your own: set bus.url too (the embedded server makes its own passwords)")
+        if (bus.tls_ca or bus.tls_cert or bus.tls_key) and not bus.url.startswith("rediss://"):
+            raise ValueError("bus.tls_ca, bus.tls_cert and bus.tls_key are for TLS: write bus.url as rediss://…")
+        if bool(bus.tls_cert) != bool(bus.tls_key):
+            raise ValueError("bus.tls_cert and bus.tls_key belong together: set both")
+        return self
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:

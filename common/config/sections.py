@@ -178,6 +178,18 @@ class EvaluationSection(Section):
 class BusSection(Section):
     url: str = operational("")
     """redis://, rediss:// or unix:// of a server; empty starts an embedded one under the run's directory."""
+    user: str = operational("{run}-{role}")
+    """With password_file or password_env: the user, as `reflux acl` names it. `default` for a server that knows one password only."""
+    password_file: str = operational("")
+    """File with the password; `{run}` and `{role}` (learner, producer, scorer, operator, observer) in it are filled in."""
+    password_env: str = operational("")
+    """Variable of the environment with the password; `{role}` or `{ROLE}` in it is filled in."""
+    tls_ca: Path | None = operational(None)
+    """For rediss://: PEM file of the authority that signed the server's certificate; empty = those of the system."""
+    tls_cert: Path | None = operational(None)
+    """For a server that asks for one: PEM file of this side's certificate …"""
+    tls_key: Path | None = operational(None)
+    """… and of its key."""
     connect_timeout_s: Seconds = operational(30.0)
     """How long a role waits for the server at its start."""
     outage_timeout_s: Seconds = operational(300.0)
@@ -238,6 +250,8 @@ class ServiceSection(Section):
     """Where Prometheus endpoints listen."""
     metrics_port: int = operational(0, ge=0, le=65535)
     """0 takes a free port; the heartbeat tells which."""
+    metrics_token_file: Path | None = operational(None)
+    """File with a token that every scrape must bring along (`Authorization: Bearer …`); empty asks for none."""
     restart_budget: Positive = operational(5)
     """How often `reflux run` restarts a role that makes no progress in between."""
     torch_threads: Positive = operational(1)

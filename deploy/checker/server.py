@@ -67,10 +67,10 @@ class Look:
     weights: tuple[Version, ...] = ()
 
 
-def look_at(url: str, run: str) -> Look:
-    """Raises NoAnswer."""
+def look_at(url: str, run: str, login: Mapping[str, Any] | None = None) -> Look:
+    """`login` are redis-py's options for user, password and TLS, where the address has none. Raises NoAnswer."""
     try:
-        client = redis.Redis.from_url(url, protocol=2, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S)
+        client = redis.Redis.from_url(url, protocol=2, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S, **(login or {}))
         with client:
             reply: Any = client.eval(_LOOK, 1, f"reflux:{{{run}}}:")
     except (redis.RedisError, OSError, ValueError) as error:

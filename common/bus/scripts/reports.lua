@@ -1,4 +1,5 @@
--- ARGV: me. Replies name, report, name, report, …; forgets a silent worker and its consumers once nothing is pending under its name.
+-- ARGV: me. Replies name, report, name, report, …; forgets a silent worker and its consumers once nothing is pending under its name, where the
+-- caller may (an observer may not).
 local function reap(name)
   local topics = redis.call('SMEMBERS', key('topics'))
   for _, topic in ipairs(topics) do
@@ -6,7 +7,7 @@ local function reap(name)
     if not pending.err and pending[1] then return end
   end
   for _, topic in ipairs(topics) do redis.pcall('XGROUP', 'DELCONSUMER', key(topic), GROUP, name) end
-  redis.call('SREM', key('workers'), name)
+  redis.pcall('SREM', key('workers'), name)
 end
 
 local out = {}

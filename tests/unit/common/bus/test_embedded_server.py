@@ -25,6 +25,7 @@ from common import bus as buses
 from common.bus import embedded
 from common.bus.address import Address, read_address, write_address
 from common.bus.embedded import EmbeddedServer, find_server
+from common.config.sections import BusSection
 from common.errors import BusError, BusUnreachable
 
 pytestmark = pytest.mark.redis
@@ -32,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[4]
 
 
 def settings(directory: Path, **changes) -> SimpleNamespace:
-    bus = {"url": "", "connect_timeout_s": 5.0, "outage_timeout_s": 5.0, "lease_s": 30.0, **changes}
-    return SimpleNamespace(bus=SimpleNamespace(**bus), run=SimpleNamespace(name="run"), directory=directory)
+    bus = BusSection(**{"url": "", "connect_timeout_s": 5.0, "outage_timeout_s": 5.0, "lease_s": 30.0, **changes})
+    limits = {"largest_entry_bytes": 1 << 20, "largest_answer_bytes": 1 << 22}
+    return SimpleNamespace(bus=bus, run=SimpleNamespace(name="run"), directory=directory, **limits)
 
 
 def files_with(directory: Path, text: str) -> list[str]:

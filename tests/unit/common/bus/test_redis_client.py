@@ -52,5 +52,5 @@ async def test_each_task_that_leases_looks_for_what_a_lost_answer_held() -> None
     client.asked.clear()
     for topic in (EVALUATED, SCORED, EVALUATED, SCORED):
         await bus.lease([topic], 1, 0)
-    reclaims = [(asked[10], asked[8]) for asked in client.asked]
+    reclaims = [(asked[11], asked[8]) for asked in client.asked]
     assert reclaims == [(EVALUATED, 1), (SCORED, 1), (EVALUATED, 0), (SCORED, 0)]
