@@ -111,11 +111,15 @@ def audit(config: RunConfig) -> int:
     """`reflux audit`: exit code 1 where the audit fails."""
     from deploy.checker import audit as prove
 
-    if not RunDirectory(config.directory).config.exists():
-        raise ConfigError(f"{config.directory} holds no run: give the directory runs/NAME or the run's TOML")
+    _must_hold_a_run(config)
     report = prove(config.directory, lambda: _look(config))
     _say(Console(), str(report))
     return 0 if report.passed else 1
+
+
+def _must_hold_a_run(config: RunConfig) -> None:
+    if not RunDirectory(config.directory).config.exists():
+        raise ConfigError(f"{config.directory} holds no run: give the directory runs/NAME or the run's TOML")
 
 
 def _look(config: RunConfig) -> Look:
@@ -132,6 +136,7 @@ def export(config: RunConfig, out: Path | None) -> int:
     """`reflux export`."""
     from deploy.export import export_rollouts
 
+    _must_hold_a_run(config)
     file = out or config.directory / "rollouts.parquet"
     count = export_rollouts(config, file)
     _say(Console(), f"{count:,} rollouts in {file}")

@@ -59,7 +59,7 @@ def export_rollouts(config: RunConfig, out: Path) -> int:
     tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True)
     count = 0
     temporary = out.with_name(f".{out.name}.tmp")
-    with parquet.ParquetWriter(temporary, SCHEMA) as writer:
+    with _writer(temporary) as writer:
         for record in surviving_records(RunDirectory(config.directory)):
             rows = [_row(record, payload, tokenizer) for payload in record.payloads]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
@@ -69,6 +69,13 @@ def export_rollouts(config: RunConfig, out: Path) -> int:
         raise ConfigError(f"{config.directory} has no journaled steps yet: let the run take one (and keep learner.record = true)")
     temporary.replace(out)
     return count
+
+
+def _writer(file: Path) -> parquet.ParquetWriter:
+    try:
+        return parquet.ParquetWriter(file, SCHEMA)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file.parent} ({error.strerror or error}): name another file with --out") from None
 
 
 def _row(record: StepRecord, payload: bytes | memoryview, tokenizer: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from learner.directory import RunDirectory, flatten
 from learner.prompts.rows import read_rows
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def preflight(config: RunConfig, *, thorough: bool = False) -> None:
@@ -49,8 +50,14 @@ def _causal_language_model(directory: Path, key: str, *, weights: bool) -> None:
         raise ConfigError(
             f"{what} holds {architectures[0]}, which is no causal language model: name one whose architecture ends in ForCausalLM"
         )
-    if weights and not any(next(directory.glob(pattern), None) for pattern in _WEIGHTS):
+    if weights and not _has_any(directory, _WEIGHTS):
         raise ConfigError(f"{what} has no weights (*.safetensors): complete the download")
+    if not _has_any(directory, _TOKENIZERS):
+        raise ConfigError(f"{what} has no tokenizer (tokenizer.json): complete the download")
+
+
+def _has_any(directory: Path, patterns: tuple[str, ...]) -> bool:
+    return any(next(directory.glob(pattern), None) for pattern in patterns)
 
 
 def _same_identity(config: RunConfig) -> None:

@@ -34,7 +34,8 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"{directory} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"{directory} has no tokenizer that can be loaded ({why}): complete the download") from None
     return Vocabulary(tokenizer.get_vocab(), tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids))
 
 

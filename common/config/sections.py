@@ -156,7 +156,7 @@ class EvaluationSection(Section):
     every: int = operational(0, ge=0)
     """Steps between evaluations; 0 = only before and after."""
     prompts: int = Field(1000, ge=0)
-    """How many held-out prompts; 0 switches evaluation off."""
+    """How many held-out prompts, the first of their file, at most; 0 switches evaluation off."""
     samples_per_prompt: Positive = 1
     """Answers per held-out prompt; pass@1 is their mean."""
     temperature: float = Field(1.0, ge=0)

@@ -76,7 +76,7 @@ def _encode(rows: Sequence[Row], student: Student) -> list[Sequence[int]]:
             case {"prompt": _}:
                 raise ConfigError(f"{row.where}: `prompt` must be text or a list of token ids (integers)")
             case _:
-                raise ConfigError(f"{row.where} has neither `prompt` nor `messages`")
+                raise ConfigError(f"{row.where} has neither `prompt` nor `messages`: give it one of them")
     for chats, numbered in texts.items():
         for (number, _), ids in zip(numbered, student.encode([text for _, text in numbered], chats=chats), strict=True):
             encoded[number] = ids

@@ -26,6 +26,8 @@ class Row(NamedTuple):
 
 def read_rows(source: str, key: str) -> tuple[list[Row], str]:
     """All rows of `source` and its fingerprint; `key` is the configuration key to blame. Raises ConfigError."""
+    if not source:
+        raise ConfigError(f"{key} is empty: name a .jsonl or .parquet file, a directory of them, or datasets:PATH")
     if source.startswith("datasets:"):
         rows, fingerprint = _read_dataset(source.removeprefix("datasets:"), key)
     else:

@@ -84,7 +84,8 @@ class Student:
         try:
             return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"model.student = {self.directory} has no usable tokenizer: {_first_line(error)}") from None
+            why = _first_line(error)
+            raise ConfigError(f"model.student = {self.directory} has no usable tokenizer ({why}): complete the download") from None
 
     def encode(self, texts: Sequence[str], *, chats: bool) -> list[list[int]]:
         """Token ids. Plain text gets the tokenizer's own special tokens; a rendered chat brings them along."""

@@ -82,3 +82,8 @@ def test_a_run_without_steps_has_nothing_to_export(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="no journaled steps yet"):
         export_rollouts(config, out)
     assert list(config.directory.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write /proc/nowhere .*: name another file with --out"):
+        export_rollouts(config, Path("/proc/nowhere/out.parquet"))

@@ -24,6 +24,7 @@ def model(directory: Path, architecture: str = "Qwen3ForCausalLM") -> Path:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     (directory / "model.safetensors").write_bytes(b"")
+    (directory / "tokenizer.json").write_text("{}")
     return directory
 
 
@@ -128,6 +129,12 @@ def test_a_model_without_weights_is_refused(make: Make, tmp_path: Path) -> None:
         preflight(make(model={"student": str(tmp_path / "half")}))
 
 
+def test_a_model_without_a_tokenizer_is_refused(make: Make, tmp_path: Path) -> None:
+    (model(tmp_path / "half") / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"teachers.t.path = .*/half has no tokenizer \(tokenizer.json\): complete the download"):
+        preflight(make(teachers={"t": {"path": str(tmp_path / "half")}}))
+
+
 def test_broken_json_among_the_prompts_is_named_by_its_line(make: Make, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1"}\n{"prompt": \n')
     with pytest.raises(ConfigError, match=r"prompts.jsonl line 2 is broken JSON"):
@@ -166,6 +173,7 @@ def test_help_answers_in_under_a_second() -> None:
         (["run", "missing.toml"], "reflux: there is no configuration file missing.toml"),
         (["run", "bad.toml"], "reflux: unknown key learner.batchsize: did you mean learner.batch_size?"),
         (["status", "."], "reflux: . is no run's directory"),
+        (["export", "fine.toml"], "reflux: /proc/runs/r holds no run: give the directory runs/NAME or the run's TOML"),
         (["run", "fine.toml"], "reflux: cannot write /proc/runs (No such file or directory): set run.dir to a directory you can write"),
     ],
 )

@@ -86,6 +86,7 @@ def test_a_prompt_must_name_a_teacher_when_there_are_several(configured: Configu
 
 def test_missing_and_empty_sources_are_refused(configured: Configured, tmp_path: Path) -> None:
     assert "does not exist" in refusal(configured())
+    assert "data.prompts is empty: name a .jsonl" in refusal(configured(data={"prompts": ""}))
     assert "is empty: it needs at least one prompt" in refusal(configured([]))
     assert "unknown ending" in refusal(configured(data={"prompts": str(Path(__file__))}))
     (tmp_path / "folder").mkdir()
