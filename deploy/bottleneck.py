@@ -185,10 +185,14 @@ def _missing(after: Snapshot) -> Bottleneck | None:
         if not after.of(role):
             return _nobody(role, role, after.backlog(_INPUT[role]))
     assert after.state is not None
-    served = {report.gauges.get("teacher") for report in after.of("scorer")}
+    scorers = after.of("scorer")
+    served = {report.gauges.get("teacher") for report in scorers if not report.gauges.get("complaint")}
     for topic, waiting in after.state.backlog.items():
         teacher = topic.removeprefix("rollouts:")
         if waiting and teacher != topic and None not in served and teacher not in served:
+            said = [r.gauges["complaint"] for r in scorers if r.gauges.get("teacher") == teacher and r.gauges.get("complaint")]
+            if said:
+                return Bottleneck("scoring", f"learner waits for scored: {waiting} rollouts wait, but {said[0]}")
             return _nobody("scorer", f"scorer for teacher {teacher}", waiting)
     return None
 

@@ -53,7 +53,7 @@ def _rate(old: float, new: float, before: Report, after: Report) -> float:
 
 
 def _state(reports: list[Report]) -> str:
-    states = Counter(report.state for report in reports)
+    states = Counter(f"stopped: {said}" if (said := report.gauges.get("complaint")) else report.state for report in reports)
     if len(states) <= 1:
         return next(iter(states), "not there yet")
     return ", ".join(f"{count} × {state}" for state, count in states.most_common())
@@ -95,6 +95,12 @@ def waits_line(before: Snapshot, after: Snapshot) -> str:
     return found.line if found else "; ".join(f"{role} {_state(after.of(role))}" for role in ROLES)
 
 
+def complaints(after: Snapshot) -> tuple[str, ...]:
+    """What keeps single workers from working."""
+    said = {report.name: report.gauges.get("complaint") for report in after.reports.values()}
+    return tuple(f"{name} has stopped: {complaint}" for name, complaint in sorted(said.items()) if complaint)
+
+
 def live_view(name: str, steps: int, before: Snapshot, after: Snapshot, notes: tuple[str, ...] = ()) -> Group:
     """For a terminal."""
     table = Table(title=f"run {name}", title_justify="left", title_style="bold", expand=False)
@@ -109,11 +115,11 @@ def live_view(name: str, steps: int, before: Snapshot, after: Snapshot, notes: t
         table.add_column(column, justify=justify, min_width=24 if column == "state" else None)  # type: ignore[arg-type]
     for row in role_rows(before, after):
         table.add_row(row.role, str(row.workers), row.state, f"{row.tokens_s:,.0f}", f"{row.cpu_share:.0%}", row.backlog)
-    lines = [student_line(after, steps), ledger_line(after), waits_line(before, after), *notes]
+    lines = [student_line(after, steps), ledger_line(after), waits_line(before, after), *complaints(after), *notes]
     return Group(table, *(Text(line) for line in lines))
 
 
 def plain_line(steps: int, before: Snapshot, after: Snapshot) -> str:
     """For a log."""
     rates = ", ".join(f"{row.role} {row.tokens_s:,.0f} tokens/s" for row in role_rows(before, after))
-    return " | ".join((student_line(after, steps), rates, ledger_line(after), waits_line(before, after)))
+    return " | ".join((student_line(after, steps), rates, ledger_line(after), waits_line(before, after), *complaints(after)))

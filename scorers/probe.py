@@ -14,6 +14,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, Rejected
 from common.messages import Completion, Rollout, Sampling, Span, TeacherScore, Ticket, Version
 from common.pulse import Pulse
+from scorers.examination import Examination
 from scorers.teachers import could_be_the_student, open_student, open_teacher
 from scorers.teachers.base import Teacher
 from scorers.tokenizers import check_end, check_same_tokens, load_vocabulary, stops_of
@@ -75,12 +76,16 @@ def _inert(name: str, what: str) -> ConfigError:
     )
 
 
-async def open_checked(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
-    """Opens teacher `name` and probes it; raises ConfigError. The student is computed only where it could be the same model."""
+async def open_checked(config: RunConfig, name: str, pulse: Pulse) -> tuple[Teacher, Examination]:
+    """Opens teacher `name` and probes it; raises ConfigError. The student is computed only where it could be the same model.
+
+    The examination is to be repeated while the teacher works.
+    """
     alike, plain_ids = await asyncio.to_thread(_before_loading, config, name, pulse)
     teacher = await asyncio.to_thread(_timed, open_teacher, config, name, pulse)
+    sequences = probe_sequences(plain_ids)
     if config.teachers[name].allow_inert:
-        return teacher
+        return teacher, Examination(name, teacher, sequences, await teacher.score(sequences))
     student = await asyncio.to_thread(_timed, open_student, config, name, pulse) if alike else None
     try:
         await check_teacher(name, teacher, student, plain_ids)
@@ -90,7 +95,7 @@ async def open_checked(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
     finally:
         if student is not None:
             await student.aclose()
-    return teacher
+    return teacher, Examination(name, teacher, sequences, await teacher.score(sequences))
 
 
 def _before_loading(config: RunConfig, name: str, pulse: Pulse) -> tuple[bool, list[int]]:

@@ -2,7 +2,8 @@
 
 Consumes `rollouts:<teacher>`; waits for rollouts and for its teacher; produces `rollouts:<next teacher>` or `scored`. While one batch is
 scored the next is leased and decoded and the one before is handed off. An entry that another worker had before is quarantined: nothing else
-is scored while it is, in a small group, then alone, and what keeps failing alone goes to the dead letters.
+is scored while it is, in a small group, then alone, and what keeps failing alone goes to the dead letters. A teacher that turned bad gets
+nothing more: its rollouts go back for other scorers, and it is asked again until it is itself.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
-from common.bus.base import SCORED, Burial, Lease, Move, rollouts
+from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
 from common.codec import decode, encode
-from common.errors import Rejected, WireError
+from common.errors import ConfigError, Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import ScoredRollout, TeacherScore
 from common.service import Worker
@@ -48,12 +50,17 @@ class Scorer:
     """Feeds one teacher."""
 
     _linger_s: ClassVar[float] = 0.02  # how long it waits for company when there is less than half a forward pass
+    _repair_s: ClassVar[float] = 5.0  # between two examinations of a teacher that turned bad
+    _examine_s: ClassVar[float] = 60.0  # between two of one that seems well
     _busy_s: ClassVar[float] = 0.1  # between two looks for more while the teacher is busy: its end comes as an event, so nothing is late
 
-    def __init__(self, *, worker: Worker, teacher: Teacher, name: str) -> None:
+    def __init__(self, *, worker: Worker, teacher: Teacher, name: str, examine: Callable[[], Awaitable[str]]) -> None:
         self._worker = worker
         self._teacher = teacher
         self._name = name
+        self._examine = examine
+        self._examined_at = time.monotonic()
+        self._complaint = ""
         self._topic = rollouts(name)
         self._budget = worker.config.scorer.lease_tokens
         self._enough = min(self._budget, worker.config.scorer.batch_tokens // 2)
@@ -88,6 +95,9 @@ class Scorer:
         """Leases and decodes up to the budget, and goes on collecting while the teacher is busy. Empty: told to stop."""
         worker, jobs, lingered = self._worker, list[Job](), False
         while not worker.stopping.is_set():
+            if self._complaint:
+                await self._until_repaired()
+                continue
             room = self._budget - sum(job.tokens for job in jobs)
             count = max(1, int(room / self._tokens_each))
             leases = await worker.bus.lease((self._topic,), count, 0.0 if jobs else worker.config.service.heartbeat_s)
@@ -139,15 +149,43 @@ class Scorer:
 
     async def _score(self, jobs: Sequence[Job]) -> list[Result]:
         held = [job for job in jobs if self._worker.keeper.holds(job.lease)]
-        if not held:
+        if not held or self._complaint:
+            await self._give_back(held)
             return []
         self._idle.clear()
         try:
             with self._worker.pulse.waiting("teacher"), self._worker.keeper.computing([job.lease for job in held]):
                 results = await self._teacher.score([job.sample.rollout for job in held])
+                doubtful = any(isinstance(result, Rejected) for result in results)
+                due = time.monotonic() > self._examined_at + self._examine_s
+                fit = await self._is_fit() if doubtful or due else True
         finally:
             self._idle.set()
+        if not fit:
+            await self._give_back(held)
+            return []
         return list(zip(held, results, strict=True))
+
+    async def _is_fit(self) -> bool:
+        before, self._complaint = self._complaint, await self._examine()
+        self._examined_at = time.monotonic()
+        self._worker.pulse.set(complaint=self._complaint)
+        if self._complaint and not before:
+            log.error("has stopped scoring", extra={"teacher": self._name, "reason": self._complaint})
+        return not self._complaint
+
+    async def _give_back(self, jobs: Sequence[Job]) -> None:
+        """Innocent: another scorer may have them at once."""
+        leases = [job.lease for job in jobs]
+        self._worker.keeper.drop(leases)
+        await self._worker.bus.release(leases)
+
+    async def _until_repaired(self) -> None:
+        """The teacher is itself again, or it is time to look anew whether to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._worker.stopping.wait(), self._repair_s)
+        if not self._worker.stopping.is_set():
+            await self._is_fit()
 
     async def _hand_off(self, results: Sequence[Result]) -> None:
         worker = self._worker
@@ -207,10 +245,21 @@ async def score(worker: Worker, name: str) -> None:
 
     worker.pulse.set(teacher=name)
     worker.pulse.state(f"loads teacher {name}")
-    teacher = await open_checked(worker.config, name, worker.pulse)
+    teacher, examination = await open_checked(worker.config, name, worker.pulse)
+    await _same_for_all(worker.bus, name, teacher.digest)
     gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("scores")
     try:
-        await Scorer(worker=worker, teacher=teacher, name=name).run()
+        await Scorer(worker=worker, teacher=teacher, name=name, examine=examination.complaint).run()
     finally:
         await teacher.aclose()
+
+
+async def _same_for_all(bus: Bus, name: str, digest: str) -> None:
+    """Raises ConfigError where the run was begun with other weights under this teacher's name."""
+    first = await bus.vouch(name, digest)
+    if first != digest:
+        raise ConfigError(
+            f"teacher {name} has other weights ({digest}) than those that this run was begun with ({first}): "
+            f"restore them in teachers.{name}.path, or begin anew with --fresh"
+        )

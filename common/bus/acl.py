@@ -28,7 +28,7 @@ _WORKERS_KEYS = ("live", "dead", "lives", "retried", "alone", "topics", "workers
 _KEYS: Mapping[Role, tuple[str, ...]] = {
     "learner": ("*",),
     "producer": (*_WORKERS_KEYS, "eval", "evaluated", "weights", "calls:producer-*", "report:producer-*"),
-    "scorer": (*_WORKERS_KEYS, "scored", "calls:scorer-*", "report:scorer-*"),
+    "scorer": (*_WORKERS_KEYS, "scored", "teachers", "calls:scorer-*", "report:scorer-*"),
     "operator": ("*",),
     "observer": ("*",),
 }

@@ -134,6 +134,9 @@ class Bus(Protocol):
     async def begin_alone(self, lease: Lease) -> int:
         """Counts a try of an entry that is worked alone; returns how many there were before (poison detection)."""
 
+    async def vouch(self, teacher: str, digest: str) -> str:
+        """Says which weights serve `teacher`; returns those that were named first in this run."""
+
     async def weights_after(self, entry: str, wait_s: float) -> list[tuple[str, bytes]]:
         """Manifests on the weights log after `entry` ("0" = all that are kept), oldest first."""
 

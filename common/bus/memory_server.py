@@ -48,6 +48,7 @@ class MemoryServer:
         self.live: dict[int, LiveEntry] = {}
         self.dead: dict[int, DeadLetter] = {}
         self.lives: dict[int, int] = {}
+        self.teachers: dict[str, str] = {}
         self.retried: dict[str, int] = defaultdict(int)
         self.alone: dict[tuple[str, str], int] = defaultdict(int)
         self.weights: list[tuple[str, bytes]] = []

@@ -131,6 +131,11 @@ class RedisBus(LearnerCalls):
         """See Bus.begin_alone."""
         return int(await self._script("begin_alone", self._number(), *record(lease)))
 
+    async def vouch(self, teacher: str, digest: str) -> str:
+        """See Bus.vouch."""
+        first: bytes = await self._script("vouch", teacher, digest)
+        return first.decode()
+
     async def weights_after(self, entry: str, wait_s: float) -> list[tuple[str, bytes]]:
         """See Bus.weights_after."""
         block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s > 0 else ()

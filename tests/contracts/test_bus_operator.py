@@ -114,3 +114,8 @@ async def test_admission_can_be_paused_for_the_whole_run(medium: Medium) -> None
     assert await other.paused()
     await other.pause(False)
     assert not await one.paused()
+
+
+async def test_the_first_word_on_a_teachers_weights_counts(medium: Medium) -> None:
+    one, other = await medium.bus(), await medium.bus()
+    assert [await one.vouch("t", "a"), await other.vouch("t", "b"), await other.vouch("u", "b")] == ["a", "a", "b"]

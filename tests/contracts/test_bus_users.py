@@ -90,6 +90,7 @@ async def produce(producer: Any) -> None:
 
 
 async def score(scorer: Any) -> None:
+    assert await scorer.vouch("t", "digest") == "digest"
     scored = await scorer.lease([rollouts("t")], 2, 0.1)
     assert await scorer.retry([Retry(scored[0], b"again", "nan")], 3) == ["done"]
     assert await scorer.hand_off([Move(scored[1], SCORED, b"scored")]) == ["done"]

@@ -2,7 +2,7 @@
 -- Streams: the topics and `weights`. Hashes: state (cursor, term, applied, incarnation, reconciled, paused, holder = the term of
 -- `learner`), live (seq -> "entry attempt topic"),
 -- dead (seq -> "attempt length-of-reason reason+payload"), lives (seq -> how often it was revived), retried (reason -> count),
--- alone ("topic entry" -> tries), calls:<worker>.
+-- alone ("topic entry" -> tries), teachers (name -> digest), calls:<worker>.
 -- Sets: topics, workers. Strings: learner, report:<worker>.
 -- At maxmemory a server refuses only a script's first write, and only one that takes memory. So a script that adds begins with XADD: refused,
 -- it has changed nothing. One that must also work on a full server begins by removing.

@@ -197,3 +197,11 @@ def test_a_learner_that_still_loads_is_no_bottleneck() -> None:
     loading = Report(role="learner", name="learner-1", at=110)
     after = seen(110, BUSY)
     assert bottleneck(seen(100, BUSY), Snapshot(110, {**after.reports, "learner-1": loading}, after.state)) is None
+
+
+def test_a_teacher_that_turned_bad_is_what_the_learner_waits_for() -> None:
+    after = seen(110, BUSY, rollouts__t=7)
+    sick = replace(after.reports["scorer-1"], gauges={"teacher": "t", "complaint": "teacher t gave NaN"})
+    found = bottleneck(seen(100, BUSY), replace(after, reports={**after.reports, "scorer-1": sick}))
+    assert found is not None
+    assert found.line == "learner waits for scored: 7 rollouts wait, but teacher t gave NaN"

@@ -64,3 +64,10 @@ def test_a_terminal_and_a_log_get_the_same_facts() -> None:
         assert "1,250" in text
         assert "admitted 100 = live 40" in text
         assert "step 5 of 200" in text
+
+
+def test_a_scorer_that_has_stopped_says_why() -> None:
+    sick = report("scorer", 1, 12, 900, 1, "waits for rollouts", teacher="t", complaint="teacher t gave NaN")
+    after = snapshot(12, sick, report("learner", 1, 12, 100, 2, step=5))
+    assert role_rows(BEFORE, after)[1].state == "stopped: teacher t gave NaN"
+    assert plain_line(10, BEFORE, after).endswith("scorer-1 has stopped: teacher t gave NaN")

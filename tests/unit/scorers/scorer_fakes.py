@@ -108,6 +108,12 @@ class FakeBus:
         self._server.arrived.set()
         return ["done"] * len(burials)
 
+    async def release(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._server.topics[lease.topic][lease.entry].owner = ""
+            self._server.topics[lease.topic][lease.entry].deliveries -= 1
+        self._server.arrived.set()
+
     async def begin_alone(self, lease: Lease) -> int:
         before = self._server.alone.get(lease.seq, 0)
         self._server.alone[lease.seq] = before + 1
@@ -126,6 +132,7 @@ class FakeTeacher:
         self._name = name
         self._rejects = set(rejects)
         self._dies_of = set(dies_of)
+        self.broken = ""
 
     def hold(self) -> None:
         self._permits = asyncio.Semaphore(0)
@@ -145,9 +152,12 @@ class FakeTeacher:
 
     def _one(self, rollout: Rollout) -> TeacherScore | Rejected:
         seq = rollout.ticket.seq
-        if seq in self._rejects:
+        if self.broken or seq in self._rejects:
             return Rejected(f"NaN in {seq}")
         return TeacherScore(self._name, self.digest, np.full(len(rollout.completion.response_ids), -seq, np.float32))
+
+    async def complaint(self) -> str:
+        return self.broken
 
     async def aclose(self) -> None:
         pass
@@ -177,7 +187,7 @@ def worker_of(server: Server, config: RunConfig, name: str = "me") -> Worker:
 @asynccontextmanager
 async def serving(worker: Worker, teacher: FakeTeacher, name: str = "t") -> AsyncIterator[None]:
     """Runs a scorer inside the block and stops it, as SIGTERM does, behind it."""
-    task = asyncio.create_task(Scorer(worker=worker, teacher=teacher, name=name).run())
+    task = asyncio.create_task(Scorer(worker=worker, teacher=teacher, name=name, examine=teacher.complaint).run())
     try:
         yield
     finally:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import TOKENS, edit_config, save_model, save_tokenizer
 
 from common.config import RunConfig, parse_config
 from common.errors import ConfigError, Rejected
 from common.messages import Rollout, TeacherScore
 from common.pulse import Pulse
-from scorers.probe import check_teacher, check_tokenizers, open_checked
+from scorers.examination import Examination
+from scorers.probe import check_teacher, check_tokenizers, open_checked, probe_sequences
 
 
 class FakeTeacher:
@@ -72,7 +74,7 @@ async def test_an_inert_teacher_is_refused(teacher: FakeTeacher, student: FakeTe
 
 
 async def test_a_real_teacher_beside_a_real_student_of_its_shape_passes(tmp_path: Path) -> None:
-    teacher = await open_checked(config_of(*pair(tmp_path)), "t", Pulse())
+    teacher, _ = await open_checked(config_of(*pair(tmp_path)), "t", Pulse())
     assert teacher.digest.startswith("sha256:")
     await teacher.aclose()
 
@@ -92,12 +94,12 @@ async def test_allow_inert_lets_the_student_be_its_own_teacher(tmp_path: Path) -
     student, teacher = pair(tmp_path, seed=0)
     with pytest.raises(ConfigError, match="has the student's weights"):
         await open_checked(config_of(student, teacher), "t", Pulse())
-    opened = await open_checked(config_of(student, teacher, allow_inert=True), "t", Pulse())
+    opened, _ = await open_checked(config_of(student, teacher, allow_inert=True), "t", Pulse())
     await opened.aclose()
 
 
 async def test_padding_rows_of_the_embedding_do_not_matter(tmp_path: Path) -> None:
-    teacher = await open_checked(config_of(*pair(tmp_path, vocab_size=40)), "t", Pulse())
+    teacher, _ = await open_checked(config_of(*pair(tmp_path, vocab_size=40)), "t", Pulse())
     await teacher.aclose()
 
 
@@ -141,3 +143,31 @@ async def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
 async def test_sglang_teachers_wait_for_a_later_version(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not in this version yet"):
         await open_checked(config_of(*pair(tmp_path), kind="sglang"), "t", Pulse())
+
+
+@pytest.mark.parametrize(
+    ("now", "complaint"),
+    [
+        (FakeTeacher("a", -1.0), ""),
+        (FakeTeacher("a", -1.2), ""),
+        (FakeTeacher("a", "teacher t gave NaN at response token 0"), "NaN"),
+        (FakeTeacher("b", -1.0), "other weights"),
+        (FakeTeacher("a", -7.0), "another model"),
+    ],
+)
+async def test_a_teacher_that_turned_bad_is_found_out(now: FakeTeacher, complaint: str) -> None:
+    asked = probe_sequences(PLAIN)
+    found = await Examination("t", now, asked, await FakeTeacher("a", -1.0).score(asked)).complaint()
+    assert complaint in found
+    assert bool(found) == bool(complaint)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -3.0])
+async def test_weights_that_change_in_memory_are_found_out(value: float, tmp_path: Path) -> None:
+    teacher, examination = await open_checked(config_of(*pair(tmp_path)), "t", Pulse())
+    assert await examination.complaint() == ""
+    with torch.no_grad():
+        teacher._model.head.weight[:3] = value  # type: ignore[attr-defined]
+        teacher._model.head.weight[3:] *= 0 if value == 0.0 else 1  # type: ignore[attr-defined]
+    assert await examination.complaint() != ""
+    await teacher.aclose()

@@ -6,10 +6,13 @@ import pytest
 from scorer_fakes import FakeTeacher, Server, config_of, serving, worker_of
 from tiny_models import make_rollout
 
+from common.bus.memory import MemoryBus
+from common.bus.memory_server import MemoryServer
 from common.codec import decode, encode
 from common.errors import ConfigError
 from common.messages import ScoredRollout
 from scorers.__main__ import teacher_of
+from scorers.service import Scorer, _same_for_all
 
 
 def filled(count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> Server:
@@ -213,3 +216,57 @@ def test_the_only_teacher_need_not_be_named() -> None:
 def test_a_teacher_that_is_not_clear_is_asked_for(asked: str | None, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         teacher_of(config_of(("a", "b")), asked)
+
+
+async def test_a_teacher_that_turned_bad_gets_nothing_more_and_its_rollouts_go_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "_repair_s", 0.05)
+    server, bad, good = filled(6), FakeTeacher("t"), FakeTeacher("t")
+    bad.broken = "teacher t gave NaN at response token 0 (it did not at the start)"
+    worker = worker_of(server, config_of(lease_tokens=30))
+    async with serving(worker, bad):
+        while not worker.pulse.report().gauges.get("complaint"):
+            await asyncio.sleep(0.01)
+        batches = len(bad.batches)
+        async with serving(worker_of(server, config_of(), "other"), good):
+            await server.until("scored", 6)
+        assert len(bad.batches) == batches
+        assert len(worker.keeper) == 0
+    assert (sorted(scored(server)), server.dead) == ([0, 1, 2, 3, 4, 5], {})
+
+
+async def test_a_teacher_that_was_repaired_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "_repair_s", 0.05)
+    server, teacher = filled(3), FakeTeacher("t")
+    teacher.broken = "teacher t gave NaN"
+    worker = worker_of(server, config_of())
+    async with serving(worker, teacher):
+        while not worker.pulse.report().gauges.get("complaint"):
+            await asyncio.sleep(0.01)
+        teacher.broken = ""
+        await server.until("scored", 3)
+    assert worker.pulse.report().gauges["complaint"] == ""
+    assert sorted(scored(server)) == [0, 1, 2]
+
+
+async def test_a_well_teacher_is_examined_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "_examine_s", 0.0)
+    server, teacher = filled(3), FakeTeacher("t")
+    asked = []
+
+    async def complaint() -> str:
+        asked.append(1)
+        return ""
+
+    monkeypatch.setattr(teacher, "complaint", complaint)
+    async with serving(worker_of(server, config_of()), teacher):
+        await server.until("scored", 3)
+    assert asked
+
+
+async def test_a_scorer_with_other_weights_than_the_run_began_with_does_not_start() -> None:
+    bus = MemoryBus(MemoryServer(), name="s")
+    await _same_for_all(bus, "t", "sha256:1")
+    await _same_for_all(bus, "t", "sha256:1")
+    await _same_for_all(bus, "other", "sha256:2")
+    with pytest.raises(ConfigError, match="other weights"):
+        await _same_for_all(bus, "t", "sha256:2")

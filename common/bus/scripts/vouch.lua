@@ -1,0 +1,5 @@
+-- ARGV: me, teacher, digest. Replies the digest that was named first.
+local first = redis.call('HGET', key('teachers'), ARGV[2])
+if first then return first end
+redis.call('HSET', key('teachers'), ARGV[2], ARGV[3])
+return ARGV[3]
