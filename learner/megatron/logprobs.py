@@ -67,10 +67,18 @@ class _Chosen(Function):
             logits_CV.scatter_add_(1, local_NM[rows], scattered_NM[rows])
             flowing_CV = logits_CV.to(hidden_NH.dtype)
             torch.mm(flowing_CV, weight_VH, out=hidden_grad_NH[rows])
-            weight_grad_VH.add_(torch.mm(flowing_CV.T, hidden_NH[rows]))
+            _add_product(weight_grad_VH, flowing_CV.T, hidden_NH[rows])
         if ctx.group is not None:
             dist.all_reduce(hidden_grad_NH, group=ctx.group)
         return hidden_grad_NH, weight_grad_VH.to(weight_VH.dtype), None, None, None
+
+
+def _add_product(sum_VH: torch.Tensor, left_VC: torch.Tensor, right_CH: torch.Tensor) -> None:
+    """sum += left @ right, in float32; without a second matrix of that size where the factors are float32 too."""
+    if left_VC.dtype == sum_VH.dtype:
+        sum_VH.addmm_(left_VC, right_CH)
+    else:
+        sum_VH.add_(torch.mm(left_VC, right_CH))
 
 
 def _chunks(hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> Iterator[slice]:
