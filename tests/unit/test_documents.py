@@ -46,6 +46,13 @@ def test_a_lost_file_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
+def test_tests_that_a_document_names_are_there(name: str) -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    known = {found for path in files for found in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)}
+    assert set(re.findall(r"`(test_\w+)`", (ROOT / name).read_text())) <= known
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_make_targets_that_a_document_names_are_there(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = (ROOT / name).read_text()
