@@ -64,8 +64,10 @@ class Evaluator:
         questions: EvaluationSource,
         section: EvaluationSection,
         steps: int,
+        term: int,
     ) -> None:
         self._bus = bus
+        self._term = term
         self._pulse = pulse
         self._directory = directory
         self._questions = questions
@@ -132,18 +134,23 @@ class Evaluator:
         name = f"term{version.term}-step{version.step}-{time.time_ns():x}"
         tickets = [(ticket.seq, encode(ticket)) for ticket in self._questions.tickets(name, version)]
         answers: dict[int, Evaluated] = {}
-        await self._bus.clear(EVAL)
-        await self._bus.clear(EVALUATED)
+        await self._clear(EVAL, EVALUATED)
         for round_number in range(_ROUNDS):
             missing = [(index, payload) for index, payload in tickets if index not in answers]
             if not missing:
                 break
             if round_number:
                 _log.warning("an evaluation is asked again", extra={"version": version, "missing": len(missing)})
-                await self._bus.clear(EVAL)
-            await self._bus.ask(EVAL, missing)
+                await self._clear(EVAL)
+            await self._bus.ask(self._term, EVAL, missing)
             await self._await_answers(name, version, answers, len(tickets))
+        if len(answers) < len(tickets):  # nobody need work on what is no longer awaited
+            await self._clear(EVAL, EVALUATED)
         return answers
+
+    async def _clear(self, *topics: str) -> None:
+        for topic in topics:
+            await self._bus.clear(self._term, topic)
 
     async def _await_answers(self, name: str, version: Version, answers: dict[int, Evaluated], wanted: int) -> None:
         """Until all are there, the bus has lost some, or the deadline passes."""
@@ -156,7 +163,7 @@ class Evaluator:
                 if one is not None and one.evaluation == name and one.version == version:
                     answers.setdefault(one.index, one)
             if leases:
-                await self._bus.answer(leases)
+                await self._bus.answer(self._term, leases)
                 self._pulse.set(evaluated=len(answers), evaluation_size=wanted)
             elif await self._lost(wanted - len(answers)):
                 return

@@ -149,6 +149,7 @@ class _Life:
             questions=parts.questions,
             section=config.evaluation,
             steps=config.learner.steps,
+            term=resumed.line.term,
         )
         self.journal = Journal(directory.journal, resumed.line.term, pulse=worker.pulse)
         self.metrics = Metrics(directory=directory, pulse=worker.pulse)

@@ -211,13 +211,13 @@ class Bus(Protocol):
     async def paused(self) -> bool:
         """Whether admission is stopped."""
 
-    async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
+    async def ask(self, term: int, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
         """Adds (index, payload) entries to `eval`."""
 
-    async def clear(self, topic: str) -> None:
+    async def clear(self, term: int, topic: str) -> None:
         """Drops everything in `eval` or `evaluated`."""
 
-    async def answer(self, leases: Sequence[Lease]) -> None:
+    async def answer(self, term: int, leases: Sequence[Lease]) -> None:
         """Acknowledges and deletes entries of `evaluated`."""
 
     async def aclose(self) -> None:

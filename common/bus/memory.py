@@ -268,20 +268,24 @@ class MemoryBus(OperatorCalls):
         """See Bus.state."""
         return (await self._reach()).state()
 
-    async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
+    async def ask(self, term: int, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
         """See Bus.ask."""
         server = await self._reach()
+        server.fence(term)
         server.demand_room()
         for index, payload in payloads:
             server.add(topic, index, 0, payload)
 
-    async def clear(self, topic: str) -> None:
+    async def clear(self, term: int, topic: str) -> None:
         """See Bus.clear."""
-        (await self._reach()).topics[topic] = {}
+        server = await self._reach()
+        server.fence(term)
+        server.topics[topic] = {}
 
-    async def answer(self, leases: Sequence[Lease]) -> None:
+    async def answer(self, term: int, leases: Sequence[Lease]) -> None:
         """See Bus.answer."""
         server = await self._reach()
+        server.fence(term)
         for lease in leases:
             server.remove(lease.topic, lease.entry)
 

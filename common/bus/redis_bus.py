@@ -165,10 +165,10 @@ class RedisBus(LearnerCalls):
         await super().discard(term, leases)
         self._finish(leases)
 
-    async def answer(self, leases: Sequence[Lease]) -> None:
+    async def answer(self, term: int, leases: Sequence[Lease]) -> None:
         """See Bus.answer."""
         if leases:
-            await self._script("answer", *_places(leases))
+            await self._script("answer", term, *_places(leases))
         self._finish(leases)
 
     def _keep(self, leases: list[Lease]) -> list[Lease]:

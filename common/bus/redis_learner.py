@@ -101,14 +101,14 @@ class LearnerCalls(OperatorCalls):
             used_bytes=int(_info(memory, "used_memory")),
         )
 
-    async def ask(self, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
+    async def ask(self, term: int, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
         """See Bus.ask."""
         for some in pieces(payloads, _ticket_size):
-            await self._script("ask", self._number(), topic, *(a for question in some for a in question))
+            await self._script("ask", self._number(), term, topic, *(a for question in some for a in question))
 
-    async def clear(self, topic: str) -> None:
+    async def clear(self, term: int, topic: str) -> None:
         """See Bus.clear."""
-        await self._script("clear", topic)
+        await self._script("clear", term, topic)
 
 
 def _ticket_size(ticket: tuple[int, bytes]) -> int:

@@ -155,14 +155,14 @@ async def test_a_large_batch_goes_in_pieces_and_keeps_its_order(medium: Medium) 
 async def test_evaluations_stand_outside_the_ledger(medium: Medium) -> None:
     bus = await medium.bus()
     await start_run(bus, 1)
-    await bus.ask(EVAL, tickets(0, 1, 2, 3))
+    await bus.ask(1, EVAL, tickets(0, 1, 2, 3))
     held = await bus.lease([EVAL], 10, 0)
     assert await bus.hand_off(moves(held[:2], EVALUATED)) == ["done", "done"]
     assert await bus.retry([Retry(held[2], b"again", "stale")], 3) == ["done"]
     assert await bus.bury([Burial(held[3], "unusable")]) == ["done"]
     answers = await bus.lease([EVALUATED], 10, 0)
     assert seqs(answers) == [0, 1]
-    await bus.answer(answers)
+    await bus.answer(1, answers)
     (again,) = await bus.lease([EVAL], 10, 0)
     assert (again.seq, again.attempt, again.payload) == (2, 1, b"again")
     state = await bus.state()
@@ -171,13 +171,13 @@ async def test_evaluations_stand_outside_the_ledger(medium: Medium) -> None:
 
 async def test_a_cleared_topic_refuses_what_was_leased_from_it(medium: Medium) -> None:
     bus = await medium.bus()
-    await bus.ask(EVAL, tickets(0, 1))
+    await bus.ask(1, EVAL, tickets(0, 1))
     held = await bus.lease([EVAL], 1, 0)
-    await bus.clear(EVAL)
+    await bus.clear(1, EVAL)
     assert await bus.hand_off(moves(held, EVALUATED)) == ["refused"]
     assert await bus.renew(held) == []
     assert await bus.lease([EVAL, EVALUATED], 10, 0) == []
-    await bus.ask(EVAL, tickets(5))
+    await bus.ask(1, EVAL, tickets(5))
     assert seqs(await bus.lease([EVAL], 10, 0)) == [5]
 
 

@@ -110,6 +110,9 @@ async def test_a_lower_term_is_refused_everywhere(medium: Medium) -> None:
         old.discard(1, scored),
         old.publish(1, b"manifest", 3),
         old.reconcile(1, 9, 9, [], {}, {}),
+        old.ask(1, EVAL, tickets(0)),
+        old.clear(1, EVAL),
+        old.answer(1, scored),
         old.hold(1, "learner", 30.0),
         old.claim(2, "learner", 30.0, True),
         old.claim(3, "learner", 30.0, True),
@@ -258,8 +261,8 @@ async def test_empty_calls_change_nothing(medium: Medium) -> None:
     assert await bus.hand_off([]) == await bus.retry([], 3) == await bus.bury([]) == await bus.renew([]) == []
     await bus.release([])
     await bus.discard(1, [])
-    await bus.answer([])
-    await bus.ask(EVAL, [])
+    await bus.answer(1, [])
+    await bus.ask(1, EVAL, [])
     assert await bus.revive([]) == await bus.strip([]) == []
     assert await bus.settle(1, []) == await bus.readmit(1, []) == 0
     assert (await bus.state()).cursor == 1

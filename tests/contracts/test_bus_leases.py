@@ -27,7 +27,7 @@ async def test_an_entry_is_leased_to_one_worker_only(medium: Medium) -> None:
 async def test_topics_are_served_in_order_of_priority_up_to_count(medium: Medium) -> None:
     bus = await medium.bus()
     await start_run(bus, 3)
-    await bus.ask(EVAL, [(7, b"question"), (8, b"question")])
+    await bus.ask(1, EVAL, [(7, b"question"), (8, b"question")])
     leased = await bus.lease([EVAL, TICKETS], 3, 0)
     assert [(one.topic, one.seq) for one in leased] == [(EVAL, 7), (EVAL, 8), (TICKETS, 0)]
 
@@ -152,13 +152,13 @@ async def test_a_lone_try_that_was_given_back_is_no_evidence(medium: Medium) -> 
 
 async def test_a_worker_that_waits_on_a_topic_outlives_its_clearing(medium: Medium) -> None:
     learner, worker = await medium.bus(), await medium.bus()
-    await learner.ask(EVAL, tickets(0))
+    await learner.ask(1, EVAL, tickets(0))
     await worker.lease([EVAL], 1, 0)
     waiting = asyncio.create_task(worker.lease([EVAL], 1, 10.0))
     await asyncio.sleep(0.05)
-    await learner.clear(EVAL)
+    await learner.clear(1, EVAL)
     await asyncio.sleep(0.05)
-    await learner.ask(EVAL, tickets(1))
+    await learner.ask(1, EVAL, tickets(1))
     assert seqs(await waiting) == [1]
 
 

@@ -109,14 +109,14 @@ async def test_every_role_does_its_part_of_a_run(worker: Any) -> None:
     await learner.reconciled(1, (await learner.state()).incarnation)
     await learner.publish(1, b"manifest", 8)
     assert await learner.admit(1, 0, [(seq, b"ticket") for seq in range(5)]) == 5
-    await learner.ask(EVAL, [(0, b"question")])
+    await learner.ask(1, EVAL, [(0, b"question")])
 
     await produce(producer)
     await score(scorer)
     done = await learner.lease([SCORED], 5, 0.5)
     assert await learner.settle(1, done) == 1
-    await learner.answer(await learner.lease([EVALUATED], 1, 0.1))
-    await learner.clear(EVALUATED)
+    await learner.answer(1, await learner.lease([EVALUATED], 1, 0.1))
+    await learner.clear(1, EVALUATED)
     await learner.discard(1, [])
     assert set(await learner.live()) == {0, 4}
     assert set(await observer.dead_letters()) == set(await learner.dead_letters()) == {2, 3}

@@ -1,2 +1,4 @@
--- ARGV: me, then per lease: topic, entry.
-for i = 2, #ARGV, 2 do remove(ARGV[i], ARGV[i + 1]) end
+-- ARGV: me, term, then per lease: topic, entry.
+local refused = fence(ARGV[2])
+if refused then return refused end
+for i = 3, #ARGV, 2 do remove(ARGV[i], ARGV[i + 1]) end

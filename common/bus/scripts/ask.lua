@@ -1,5 +1,7 @@
--- ARGV: me, call, topic, then per question: index, payload.
+-- ARGV: me, call, term, topic, then per question: index, payload.
 return once(function()
-  for i = 4, #ARGV, 2 do add(ARGV[3], ARGV[i], 0, ARGV[i + 1]) end
+  local refused = fence(ARGV[3])
+  if refused then return refused end
+  for i = 5, #ARGV, 2 do add(ARGV[4], ARGV[i], 0, ARGV[i + 1]) end
   return 1
 end)

@@ -1,4 +1,6 @@
--- ARGV: me, topic. What others hold of it can no longer be handed off.
-redis.call('DEL', key(ARGV[2]))
-redis.call('SADD', key('topics'), ARGV[2])
-return redis.call('XGROUP', 'CREATE', key(ARGV[2]), GROUP, '0', 'MKSTREAM')
+-- ARGV: me, term, topic. What others hold of it can no longer be handed off.
+local refused = fence(ARGV[2])
+if refused then return refused end
+redis.call('DEL', key(ARGV[3]))
+redis.call('SADD', key('topics'), ARGV[3])
+return redis.call('XGROUP', 'CREATE', key(ARGV[3]), GROUP, '0', 'MKSTREAM')

@@ -6,8 +6,10 @@ import threading
 from functools import partial
 
 import pytest
+from learner_fakes import background
 from learner_world import World
 
+from common.bus.base import EVAL, Burial
 from common.codec import decode
 from common.messages import Ticket, Version, WeightManifest
 from learner.tally import Tally
@@ -142,6 +144,28 @@ async def test_an_evaluation_that_nobody_answers_ends_with_its_deadlines(world):
     async with run.workers():
         result = await run.finish()
     assert result["pass_at_1"] == {"before": None, "after": None, "n": 0, "best": None}
+    assert run.server.state().backlog[EVAL] == 0, "nobody need answer any more"
+
+
+async def test_an_evaluation_does_not_wait_for_a_question_that_was_given_up(world):
+    run = world(questions=4, steps=2, evaluation={"deadline_s": 30.0})
+
+    async def give_up(bus):
+        while True:
+            for lease in await bus.lease([EVAL], 1, 0.02):
+                ticket = decode(lease.payload, Ticket)
+                while run.version is None or run.version < ticket.min_version:
+                    await asyncio.sleep(0.002)
+                if ticket.seq == 1:
+                    await bus.bury([Burial(lease, "poison")])
+                else:
+                    await bus.hand_off([run._answer(lease, ticket)])
+
+    run.answering.clear()
+    async with run.workers(), run.connect("other") as bus, background(give_up(bus)):
+        result = await run.finish()
+    assert [one["n"] for one in result["evaluations"]] == [3, 3]
+    assert max(one["seconds"] for one in result["evaluations"]) < 6
 
 
 async def test_the_best_version_is_what_is_exported_when_asked(world):

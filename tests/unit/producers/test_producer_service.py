@@ -196,7 +196,7 @@ async def test_evaluations_go_first_and_leave_the_ledger_alone() -> None:
     await stage.publish(FIRST)
     await stage.admit(8)
     question = replace(ticket(0), slip=(), metadata={"evaluation": "e", "answer": "1"})
-    await stage.learner.ask(EVAL, [(index, encode(replace(question, seq=index))) for index in range(4)])
+    await stage.learner.ask(1, EVAL, [(index, encode(replace(question, seq=index))) for index in range(4)])
     async with stage.running():
         await stage.until(EVALUATED, 4)
         await stage.until(rollouts("t"), 8)
