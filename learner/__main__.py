@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _arguments(argv)
-    overrides = list(arguments.overrides) + ([f"learner.ranks={arguments.nproc}"] if arguments.nproc else [])
+    overrides = list(arguments.overrides) + ([] if arguments.nproc is None else [f"learner.ranks={arguments.nproc}"])
     try:
         config = load_config(arguments.config, overrides)
     except UserError as error:
