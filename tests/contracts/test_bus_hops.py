@@ -197,3 +197,11 @@ async def test_reports_are_those_of_workers_alive(medium: Medium) -> None:
     await bus.beat("scorer-1", b"newer", 30.0)
     await asyncio.sleep(0.1)
     assert await bus.reports() == {"scorer-1": b"newer"}
+
+
+async def test_the_cursor_never_falls(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 5)
+    assert await bus.reconcile(1, 3, 0, [], {}, {}) == 5
+    assert await bus.bare.reconcile(1, 8, 0, [], {}, {}) == 8
+    assert await bus.readmit(1, tickets(5, 6, 7)) == 3

@@ -236,14 +236,6 @@ async def test_reconciling_takes_anything_that_tells_whether_a_seq_is_gone(mediu
     assert set(await bus.live()) == {1, 3}
 
 
-async def test_the_cursor_never_falls(medium: Medium) -> None:
-    bus = await medium.bus()
-    await start_run(bus, 5)
-    assert await bus.reconcile(1, 3, 0, [], {}, {}) == 5
-    assert await bus.bare.reconcile(1, 8, 0, [], {}, {}) == 8
-    assert await bus.readmit(1, tickets(5, 6, 7)) == 3
-
-
 async def test_the_incarnation_is_set_once_and_stays(medium: Medium) -> None:
     bus = await medium.bus()
     await bus.claim(1, "learner", 30.0, False)
