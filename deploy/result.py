@@ -98,6 +98,8 @@ def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "mixed-version rollouts", f"{values.get('mixed_version_share', 0.0):.1%}"
     ledger = values.get("ledger") or {}
     yield "ledger", _ledger(ledger)
+    if values.get("replayed_steps"):
+        yield "replayed after restarts", f"{values['replayed_steps']:,} steps in {values.get('replay_s', 0.0):.1f} s"
     retried = values.get("retried") or {}
     if retried:
         yield "tried again", " · ".join(f"{reason}: {count}" for reason, count in retried.items())

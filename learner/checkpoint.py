@@ -1,8 +1,9 @@
 """Checkpoints: a whole learner at one (term, step), or nothing.
 
 Guarantees: a directory checkpoints/term000001-step00000050/ is complete (temporary name, fsync, rename) and every file in it is named with
-its digest in manifest.json, checked before anything is read; loading takes the highest valid (term, step) and says what it passed over; a
-learner deletes only what its own or a lower term wrote. The model's part is the trainer's business.
+its digest in manifest.json, checked before anything is read; loading takes the highest valid (term, step) and says what it passed over, and
+fails where none of those that are there is valid; a learner deletes only what its own or a lower term wrote. The model's part is the
+trainer's business.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.messages import Version
 from learner.disk import digest, sync_directory, sync_file
 from learner.line import Line
@@ -72,11 +74,23 @@ def versions(root: Path) -> list[Version]:
     return sorted(Version(int(match[1]), int(match[2])) for match in matches if match)
 
 
+def _path(root: Path, version: Version) -> Path:
+    return root / f"term{version.term:06}-step{version.step:08}"
+
+
+def _manifest(directory: Path) -> dict[str, str]:
+    try:
+        files: dict[str, str] = json.loads((directory / "manifest.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{directory / 'manifest.json'} cannot be read: {error}") from error
+    return files
+
+
 def load(root: Path, version: Version) -> Checkpoint:
     """Raises ValueError where a file is missing or has another digest."""
-    directory = root / f"term{version.term:06}-step{version.step:08}"
+    directory = _path(root, version)
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = _manifest(directory)
         wrong = [name for name, expected in manifest.items() if digest(directory / name) != expected]
         if wrong:
             raise ValueError(f"{directory / wrong[0]} has another digest than its manifest")
@@ -87,13 +101,28 @@ def load(root: Path, version: Version) -> Checkpoint:
 
 
 def newest(root: Path) -> Checkpoint | None:
-    """The highest valid (term, step)."""
+    """The highest valid (term, step), None where there is none at all. Raises UserError where all are damaged: a run must not begin anew
+    by itself."""
+    why = ""
     for version in reversed(versions(root)):
         try:
             return load(root, version)
         except ValueError as error:
-            _log.warning("a checkpoint is damaged, the one before it is used", extra={"version": version, "error": str(error)})
+            why = str(error)
+            _log.warning("a checkpoint is damaged, the one before it is used", extra={"version": version, "error": why})
+    if why:
+        raise UserError(
+            f"no checkpoint in {root} is whole ({why}): put one back from a copy, or begin anew with `reflux run CONFIG --fresh`"
+        )
     return None
+
+
+def set_aside(root: Path, above: Version, term: int) -> None:
+    """Damaged checkpoints of lower terms, which lie above the one that `term` goes on from, no longer count as kept ones."""
+    for version in versions(root):
+        if version > above and version.term < term:
+            path = _path(root, version)
+            path.replace(root / f"damaged-{path.name}-found-by-term{term:06}")
 
 
 def oldest(root: Path) -> Version | None:
@@ -105,7 +134,7 @@ def delete_old(root: Path, keep: int, up_to_term: int) -> None:
     """Keeps the newest `keep` of the terms ≤ `up_to_term`; what a crash left half-written in them goes too."""
     mine = [version for version in versions(root) if version.term <= up_to_term]
     for version in mine[:-keep]:
-        shutil.rmtree(root / f"term{version.term:06}-step{version.step:08}")
+        shutil.rmtree(_path(root, version))
     for path in root.glob(".term*"):
         if (leftover := _LEFTOVER.fullmatch(path.name)) and int(leftover[1]) <= up_to_term:
             shutil.rmtree(path, ignore_errors=True)

@@ -99,6 +99,9 @@ class RunDirectory:
             self._compare(identity)
         else:
             write_durably(self.identity, json.dumps(identity, indent=1, sort_keys=True))
+
+    def keep(self, config: RunConfig) -> None:
+        """The resolved configuration, of a learner that has its term."""
         write_durably(self.config, config.public().model_dump_json(indent=1))
 
     def _compare(self, identity: dict[str, Any]) -> None:

@@ -34,6 +34,13 @@ def write_durably(path: Path, content: str | bytes) -> None:
     sync_directory(path.parent)
 
 
+def end_torn_line(path: Path) -> None:
+    """What a crash cut off stays a line by itself: the next one appended begins anew."""
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from common.errors import WireError
 from common.messages import Evaluated, Version, WeightManifest
 from common.pulse import Pulse
 from learner.directory import RunDirectory
-from learner.disk import write_durably
+from learner.disk import end_torn_line, write_durably
 from learner.feeder import EvaluationSource
 
 _ROUNDS = 3
@@ -122,6 +122,7 @@ class Evaluator:
     def _keep(self, result: Evaluation) -> None:
         self.done[result.step] = result
         line = asdict(result) | {"pass_at_1": result.pass_at_1, "at": time.time()}
+        end_torn_line(self._directory.evaluations)
         with self._directory.evaluations.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._directory.open_evaluation.unlink()

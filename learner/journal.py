@@ -1,6 +1,6 @@
 """The learner's write-ahead log: a step's record is durable before anybody else hears of the step.
 
-Guarantees: `append` returns after fsync; frames carry length and CRC, so that a torn or damaged tail ends the reading instead of being
+Guarantees: `append` returns after fsync; frames carry length and CRC, so that what is torn or damaged is named in a warning and never
 believed; a term writes only below its own directory; reading gives one term's records contiguous in step or stops.
 Layout: journal/term000001/segment-00000001.rfx, named by the first step in it; a frame is `length u32 | crc32 u32 | encoded StepRecord`.
 """
@@ -126,12 +126,19 @@ def _segments(root: Path, term: int, after: int) -> list[Path]:
 
 
 def _frames(segment: Path) -> Iterator[StepRecord]:
+    """What is damaged is passed over: where its step is needed, the gap ends the reading."""
+    size = segment.stat().st_size
     with segment.open("rb") as file:
         while prefix := file.read(_FRAME.size):
-            body = file.read(_FRAME.unpack(prefix)[0]) if len(prefix) == _FRAME.size else b""
-            if not body or zlib.crc32(body) != _FRAME.unpack(prefix)[1]:
-                _log.warning("journal: a torn frame ends the reading", extra={"segment": str(segment), "at": file.tell()})
+            where = {"segment": str(segment), "at": file.tell() - len(prefix)}
+            length, crc = _FRAME.unpack(prefix) if len(prefix) == _FRAME.size else (0, 0)
+            if not length or file.tell() + length > size:
+                _log.warning("journal: a torn frame ends the reading", extra=where)
                 return
+            body = file.read(length)
+            if zlib.crc32(body) != crc:
+                _log.warning("journal: a damaged frame is passed over", extra=where)
+                continue
             try:
                 record = decode(body, StepRecord)
             except WireError as error:

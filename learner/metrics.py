@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import Consumed
 from learner.directory import RunDirectory
+from learner.disk import end_torn_line
 from learner.evaluation import Evaluation
 from learner.training import StepStats
 
@@ -25,6 +27,7 @@ class Metrics:
     """Appends to metrics.jsonl and keeps the heartbeat's gauges."""
 
     def __init__(self, *, directory: RunDirectory, pulse: Pulse) -> None:
+        end_torn_line(directory.metrics)
         self._file = directory.metrics.open("a", buffering=1)
         self._pulse = pulse
 
@@ -87,14 +90,18 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The step lines in order of step, the last line of each; lines that a crash cut off are left out."""
     steps: dict[int, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+    for line in _lines(path):
         if "loss" in line:
             steps[line["step"]] = line
     return [steps[step] for step in sorted(steps)]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(text)
+        except ValueError:  # a line that a crash cut off
+            continue
 
 
 def write_tensorboard(directory: RunDirectory) -> None:
@@ -110,7 +117,6 @@ def write_tensorboard(directory: RunDirectory) -> None:
             numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name not in {"step", "at"}}
             for name, value in numbers.items():
                 writer.add_scalar(name, value, line["step"], walltime=line["at"])
-        for text in directory.evaluations.read_text().splitlines() if directory.evaluations.exists() else ():
-            line = json.loads(text)
+        for line in _lines(directory.evaluations):
             if line["n"]:
                 writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])

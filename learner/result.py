@@ -42,6 +42,7 @@ def result_of(
         "term": line.term,
         "versions": tally.versions,
         "replayed_steps": tally.replayed_steps,
+        "replay_s": round(tally.replay_s, 3),
         "mixed_version_share": round(tally.mixed_version_share, 6),
         "model": str(directory.model),
     }

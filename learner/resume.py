@@ -24,31 +24,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A trainer's line and tally, and what it took to get there."""
+    """A trainer's line and tally, and what replaying the journal took."""
 
     line: Line
     tally: Tally
     replayed: int
-    seconds: float
+    replay_s: float
 
 
 def resume(config: RunConfig, directory: RunDirectory, trainer: Trainer, term: int) -> Resumed:
     """Brings the trainer to the end of the surviving line and writes the term's own checkpoint. Runs in the maths thread."""
     began = time.monotonic()
-    line, tally = _load(directory, trainer)
+    line, tally = _load(directory, trainer, term)
+    loaded = time.monotonic()
     replayed = _replay(config, directory, trainer, line, tally)
+    replay_s = time.monotonic() - loaded
     line.begin(term)
     tally.replayed_steps += replayed
+    tally.replay_s += replay_s
     checkpoint.save(directory.checkpoints, line.to_json(), tally.to_json(), trainer.save)
-    seconds = time.monotonic() - began
-    _log.info("resumed", extra={"term": term, "step": line.step, "replayed": replayed, "seconds": round(seconds, 3)})
-    return Resumed(line, tally, replayed, seconds)
+    times = {"replay_s": round(replay_s, 3), "seconds": round(time.monotonic() - began, 3)}
+    _log.info("resumed", extra={"term": term, "step": line.step, "replayed": replayed, **times})
+    return Resumed(line, tally, replayed, replay_s)
 
 
-def _load(directory: RunDirectory, trainer: Trainer) -> tuple[Line, Tally]:
+def _load(directory: RunDirectory, trainer: Trainer, term: int) -> tuple[Line, Tally]:
     found = checkpoint.newest(directory.checkpoints)
     if found is None:
         return Line(), Tally()
+    checkpoint.set_aside(directory.checkpoints, found.version, term)
     trainer.load(found.model)
     return found.line, Tally.from_json(found.extra)
 

@@ -80,6 +80,7 @@ async def learn(
     directory.open(config, {"data.prompts": parts.prompts.fingerprint, "data.eval_prompts": parts.questions.fingerprint})
     lease_s = config.bus.lease_s
     term = await claim_term(worker.bus, parts.store, directory, owner=worker.name, lease_s=lease_s, take_over=take_over)
+    directory.keep(config)
     worker.pulse.set(term=term)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -121,7 +122,7 @@ async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: 
     resumed = await maths.run(resume, worker.config, directory, trainer, term)
     counted = sum(worker.pulse.report().cpu.values())
     worker.pulse.spend("startup", max(0.0, time.process_time() - counted))  # imports and building run in many threads
-    worker.pulse.set(replayed_steps=resumed.replayed, replay_s=round(resumed.seconds, 3), step=resumed.line.step)
+    worker.pulse.set(replayed_steps=resumed.replayed, replay_s=round(resumed.replay_s, 3), step=resumed.line.step)
     life = _Life(worker, parts, directory, trainer, maths, resumed)
     try:
         await life.train()

@@ -25,6 +25,7 @@ class Tally:
     staleness: Counter[int] = field(default_factory=Counter)
     versions: int = 0
     replayed_steps: int = 0
+    replay_s: float = 0.0
     wall_s: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)  # role/worker -> CPU seconds of the process
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # role/worker -> stage -> CPU seconds

@@ -67,7 +67,7 @@ class Crashing:
 class World:
     """One run, its directory and its server."""
 
-    def __init__(self, tmp_path, *, url="", name="run", questions=0, evaluation=None, weights=None, run=None, **learner):
+    def __init__(self, tmp_path, *, url="", name="run", questions=0, evaluation=None, weights=None, run=None, loss=None, **learner):
         student = tmp_path / "student"
         student.mkdir(exist_ok=True)
         (student / "config.json").write_text('{"model_type": "fake"}')
@@ -76,7 +76,7 @@ class World:
             "model": {"student": str(student)},
             "teachers": {"t": {"path": "t", "top_k": 0}},
             "data": {"prompts": "p", "eval_prompts": "e"},
-            "loss": {"kind": "sampled_reverse_kl"},
+            "loss": {"kind": "sampled_reverse_kl", **(loss or {})},
             "learner": {"batch_size": 3, "steps": 8, "max_staleness": 1, "checkpoint_every": 3, **learner},
             "evaluation": {"prompts": questions, "deadline_s": 3.0, **(evaluation or {})},
             "weights": {"keep": 3, **(weights or {})},

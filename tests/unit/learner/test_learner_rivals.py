@@ -85,8 +85,10 @@ async def test_a_second_learner_is_refused_while_the_first_lives(world):
     async with run.workers():
         life = asyncio.create_task(run.life(trainer=trainer))
         await until(trainer.reached)
+        before = run.directory.config.stat().st_ino
         with pytest.raises(LearnerActive):
             await run.life(take_over=False)
+        assert run.directory.config.stat().st_ino == before, "only a learner that has its term says how it runs"
         run.trainer = trainer
         trainer.go.set()
         await asyncio.wait_for(life, 20)

@@ -26,6 +26,7 @@ def test_operational_keys_may_change_on_resume(tmp_path):
     directory = RunDirectory(tmp_path / "r")
     directory.open(config(tmp_path), {})
     directory.open(config(tmp_path, checkpoint_every=7), {})
+    directory.keep(config(tmp_path, checkpoint_every=7))
     assert json.loads(directory.config.read_text())["learner"]["checkpoint_every"] == 7
 
 
@@ -43,6 +44,7 @@ def test_the_password_of_the_server_is_not_kept(tmp_path):
     plain = config(tmp_path)
     secret = plain.model_copy(update={"bus": plain.bus.model_copy(update={"url": "redis://me:secret@host:1/0"})})
     directory.open(secret, {})
+    directory.keep(secret)
     assert json.loads(directory.config.read_text())["bus"]["url"] == "redis://me@host:1/0"
 
 
