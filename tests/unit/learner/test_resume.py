@@ -125,7 +125,7 @@ async def test_replay_gives_the_very_weights_and_is_counted_and_timed(killed, ca
     assert len(set(WEIGHTS.values())) == len(WEIGHTS), "every step changes the weights"
     gauges = killed.worker.pulse.report().gauges
     assert gauges["replayed_steps"] == 2
-    assert gauges["replay_s"] == pytest.approx(result["replay_s"], abs=0.01)  # the first life's look for records counts too
+    assert 0 < gauges["replay_s"] <= result["replay_s"], "the result counts all lives"
     told = next(record for record in caplog.records if record.msg == "resumed")
     assert (told.replayed, told.replay_s) == (2, gauges["replay_s"])
 
