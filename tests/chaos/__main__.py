@@ -20,12 +20,15 @@ from random import Random
 
 from chaos_record import Outcome
 from chaos_storm import Storm, every_fault
+from chaos_supervised import supervised
 from chaos_trial import Trial, stormy, undisturbed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RECORD = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability.json"
 _BEGIN, _END = "<!-- chaos -->", "<!-- end -->"
-_SHORTEST_S = 60.0
+_LAST_S = 120.0
+"""No fault is begun in the last of the time, so that the run under way can finish; no run in twice as much."""
+_GRACE_S = 180.0
 SETTINGS: dict[str, object] = {
     "bus.lease_s": 3,
     "bus.outage_timeout_s": 60,
@@ -73,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="undisturbed runs, each of its own seed (3)")
     parser.add_argument("--steps", type=int, default=200, help="of each run (200)")
     parser.add_argument("--batch", type=int, default=64, help="samples of a step (64)")
+    parser.add_argument("--deaths", type=int, default=20, help="below one `reflux run`, part of the faults (20)")
     parser.add_argument("--gap", type=float, default=0.5, help="mean seconds between two faults (0.5)")
     parser.add_argument("--kinds", action="append", default=[], metavar="KIND", help="only these; ? lists them")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="the runs' files go there and stay")
@@ -92,11 +96,17 @@ async def _all(arguments: argparse.Namespace, place: Path) -> Outcome:
         settings = _settings(arguments, arguments.seed + number)
         calm.append(await undisturbed(place / f"undisturbed-{number}", settings, ends - time.monotonic()))
         _tell(calm[-1])
-    while len(outcome.injected) < arguments.faults and ends - time.monotonic() > _SHORTEST_S:
-        number = len(disturbed)
-        storm = Storm(Random(1000 * arguments.seed + number), arguments.faults - len(outcome.injected), arguments.gap, arguments.kinds)
+    if arguments.deaths:
+        settings = _settings(arguments, arguments.seed)
+        rng = Random(arguments.seed)
+        disturbed.append(await supervised(place / "reflux-run", settings, ends - time.monotonic(), rng, arguments.deaths))
+        _tell(disturbed[-1])
+    number = -1
+    while (missing := arguments.faults - len(outcome.injected)) > 0 and ends - time.monotonic() > 2 * _LAST_S:
+        number += 1
+        storm = Storm(Random(1000 * arguments.seed + number), missing, arguments.gap, arguments.kinds, ends - _LAST_S)
         settings = _settings(arguments, arguments.seed + number % max(1, arguments.seeds))
-        disturbed.append(await stormy(place / f"disturbed-{number}", settings, ends - time.monotonic(), storm))
+        disturbed.append(await stormy(place / f"disturbed-{number}", settings, ends + _GRACE_S - time.monotonic(), storm))
         _tell(disturbed[-1])
     return outcome
 
@@ -106,8 +116,9 @@ def _settings(arguments: argparse.Namespace, seed: int) -> dict[str, object]:
 
 
 def _tell(trial: Trial) -> None:
-    accuracy = "no pass@1" if trial.pass_at_1 is None else f"pass@1 {100 * trial.pass_at_1:.1f} %"
-    faults = f"{len(trial.injected)} faults, lost {trial.lost}, applied twice {trial.twice}"
+    end = trial.samples
+    accuracy = "no pass@1" if end.pass_at_1 is None else f"pass@1 {100 * end.pass_at_1:.1f} %"
+    faults = f"{len(trial.injected)} faults, lost {end.lost}, applied twice {end.twice}"
     print(f"{trial.name}: {trial.seconds:.0f} s, {accuracy}, {faults}", flush=True)
     for failure in trial.failures:
         print(f"  {failure}", flush=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chaos_line import calls
 from chaos_storm import Injected
 from chaos_trial import Trial
 
@@ -54,7 +55,7 @@ class Outcome:
             if not times:
                 continue
             seconds = [took for took, _ in times]
-            cold = statistics.median(trial.cold[role] for trial in self.stormy)
+            cold = statistics.median(trial.cold[role] for trial in self.stormy if role in trial.cold)
             bounds = [MOST_COLD_STARTS * own + self.lease_s for _, own in times]
             late = sum(took > bound for took, bound in zip(seconds, bounds, strict=True))
             yield RoleRecovery(role, cold, len(times), statistics.median(seconds), max(seconds), min(bounds), late)
@@ -93,6 +94,8 @@ class Outcome:
         if lost:
             yield ""
             yield "Lost replies by call: " + ", ".join(f"{name} {count}" for name, count in sorted(lost.items())) + "."
+            never = sorted(set(calls().values()) - set(lost))
+            yield f"Scripts whose reply was never lost: {', '.join(never) or 'none'}."
 
     def _recoveries(self) -> Iterator[str]:
         yield "| Role | Cold start (s) | Deaths timed | Recovery: median (s) | max (s) | Bound (s) | Beyond it |"
@@ -104,18 +107,10 @@ class Outcome:
         yield "| Run | Faults | Seconds | Samples | Lost | Applied twice | Hand-offs refused | Dead | Learners' lives | pass@1 | Audit |"
         yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
         for trial in (*self.calm, *self.stormy):
-            accuracy = "–" if trial.pass_at_1 is None else f"{100 * trial.pass_at_1:.1f} %"
-            figures = (
-                len(trial.injected),
-                f"{trial.seconds:.0f}",
-                trial.samples,
-                trial.lost,
-                trial.twice,
-                trial.refused,
-                trial.dead,
-                trial.terms,
-            )
-            verdict = "passed" if trial.audited and trial.finished else "**failed**"
+            end = trial.samples
+            accuracy = "–" if end.pass_at_1 is None else f"{100 * end.pass_at_1:.1f} %"
+            figures = (len(trial.injected), f"{trial.seconds:.0f}", end.applied, end.lost, end.twice, trial.refused, end.dead, end.terms)
+            verdict = "passed" if end.audited and end.finished else "**failed**"
             yield f"| {trial.name} | " + " | ".join(str(figure) for figure in figures) + f" | {accuracy} | {verdict} |"
         if self.difference is not None:
             yield ""
@@ -123,4 +118,4 @@ class Outcome:
 
 
 def _accuracies(trials: Sequence[Trial]) -> list[float]:
-    return [trial.pass_at_1 for trial in trials if trial.pass_at_1 is not None]
+    return [trial.samples.pass_at_1 for trial in trials if trial.samples.pass_at_1 is not None]

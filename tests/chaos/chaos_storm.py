@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from chaos_world import World
 PRODUCERS = ("producer",)
 SCORERS = ("scorer-0", "scorer-1")
 MODULES = {"learner": "learner", "producer": "producers", "scorer-0": "scorers", "scorer-1": "scorers"}
-_MOST_AT_ONCE = 3
+_MOST_AT_ONCE = 5
 
 
 @dataclass(slots=True)
@@ -39,18 +40,19 @@ class Storm:
     most: int
     gap_s: float
     kinds: Collection[str] = ()  # all where empty
+    ends: float = math.inf  # the time, on the monotonic clock, after which nothing more is begun
     injected: list[Injected] = field(default_factory=list)
     _busy: set[str] = field(default_factory=set)
     _under_way: int = 0
 
     async def rage(self, world: World) -> None:
-        """Until the run is done or enough is injected; returns when the last fault is over."""
+        """Until the run is done, enough is injected or the time is up; returns when the last fault is over."""
         self._arm_rare_losses(world)
         queue = self._in_order()
         waiting: list[Fault] = []
         async with asyncio.TaskGroup() as tasks:
-            while not world.done and len(self.injected) + self._under_way < self.most:
-                if len(waiting) < 4:
+            while not world.done and len(self.injected) + self._under_way < self.most and time.monotonic() < self.ends:
+                if len(waiting) < 6:
                     waiting.append(next(queue))
                 fault = next((one for one in waiting if not one.needs & self._busy), None)
                 if fault is None or self._under_way >= _MOST_AT_ONCE:

@@ -124,7 +124,7 @@ class World:
         while True:
             with suppress(RedisError, OSError):
                 await self._read_reports()
-            self.step = max(self.step, _last_step(self.run / "metrics.jsonl"))
+            self.step = max(self.step, last_step(self.run / "metrics.jsonl"))
             for post in self.posts.values():
                 self._see(post, post.life)
             await asyncio.sleep(_LOOK_S)
@@ -167,7 +167,7 @@ class World:
                     life.process.wait()
 
 
-def _last_step(file: Path) -> int:
+def last_step(file: Path) -> int:
     """Of metrics.jsonl: its last whole line of a step."""
     if not file.exists():
         return 0

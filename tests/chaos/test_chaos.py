@@ -48,7 +48,7 @@ async def test_a_storm_of_every_family_of_fault_loses_and_repeats_nothing(tmp_pa
     storm = Storm(Random(7), FAULTS, 0.3, SHORT)
     trial = await stormy(tmp_path / "disturbed", SETTINGS, 250.0, storm)
     assert trial.failures == []
-    assert (trial.samples, trial.lost, trial.twice) == (STEPS * BATCH, 0, 0)
+    assert (trial.samples.applied, trial.samples.lost, trial.samples.twice) == (STEPS * BATCH, 0, 0)
     assert len(trial.injected) >= FAULTS // 2, "the run was over before the storm"
 
 
