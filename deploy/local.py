@@ -77,7 +77,7 @@ async def _run_here(config: RunConfig, directory: RunDirectory, file: Path, scre
         total = add_usage(directory, Usage(time.monotonic() - began, spent))
     if ended.how == "failed":
         sentence = f"{ended.reason}; the same command goes on where the run stopped, logs are in {directory.root / 'logs'}"
-        raise UserError(ended.reason) if ended.user else RunFailed(sentence)
+        raise UserError(ended.reason.removeprefix("reflux ")) if ended.user else RunFailed(sentence)
     if ended.how == "finished" and directory.finished() is not None:
         return Result(directory.root, "finished", complete_result(directory, total))
     return Result(directory.root, "stopped", {})

@@ -121,6 +121,6 @@ class Line:
             above=set(values["above"]),
             skipped=set(values["skipped"]),
             dead={int(seq): reason for seq, reason in values["dead"].items()},
-            lives={int(seq): life for seq, life in values["lives"].items()},
+            lives={int(seq): life for seq, life in values.get("lives", {}).items()},  # checkpoints of 0.1.0 have none
             lineage=[Version(*version) for version in values["lineage"]],
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
@@ -85,6 +85,9 @@ def _open(directory: Path) -> Iterator[Mapping[str, Any]]:  # safetensors' handl
         for name in names:
             if not (directory / name).is_file():
                 raise ConfigError(f"{directory} holds no {name}: save the model as safetensors")
-            handle = stack.enter_context(safe_open(directory / name, framework="pt"))
+            try:
+                handle = stack.enter_context(safe_open(directory / name, framework="pt"))
+            except SafetensorError as error:
+                raise ConfigError(f"{directory / name} cannot be read ({error}): copy the whole model again") from None
             handles |= dict.fromkeys(handle.keys(), handle)
         yield handles

@@ -68,7 +68,8 @@ def _read_model(directory: Path, dtype: torch.dtype) -> Any:
             directory, dtype=dtype, attn_implementation=attention.NAME, output_loading_info=True, local_files_only=True
         )
     except (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"model.student = {directory} cannot be loaded: {_first_line(error)}") from error
+        why = _first_line(error)
+        raise ConfigError(f"model.student = {directory} cannot be loaded ({why}): name a complete model directory") from error
     absent = sorted(str(name) for name in [*loading["missing_keys"], *loading["mismatched_keys"]])
     if absent:
         raise ConfigError(f"model.student = {directory} lacks weights or has them in another shape: {', '.join(absent[:3])}")

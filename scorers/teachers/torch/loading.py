@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any  # configurations and outputs of transformers are untyped
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -63,8 +64,8 @@ def load_causal_model(directory: Path, dtype: torch.dtype, device: torch.device)
         model, found = AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ConfigError(f"cannot load the weights of {directory}: {str(error).splitlines()[0]}") from None
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"cannot load the weights of {directory} ({str(error).splitlines()[0]}): copy the whole model again") from None
     missing = sorted(found["missing_keys"])
     if missing:
         raise ConfigError(f"{directory} lacks {len(missing)} of the model's weights, {missing[0]} first: copy the whole model again")

@@ -78,3 +78,9 @@ def test_the_line_agrees_with_a_plain_set(batches, dead):
     assert set(line.dead) == buried
     assert line.applied == len(applied)
     assert line.missing({5, 6}) == [seq for seq in range(41) if seq not in applied | buried | {5, 6}]
+
+
+def test_a_line_of_a_version_without_further_lives_is_read() -> None:
+    values = Line(term=2, step=3, cursor=3, low=3, lineage=[Version(1, 0)]).to_json()
+    del values["lives"]
+    assert Line.from_json(values).to_json()["lives"] == {}

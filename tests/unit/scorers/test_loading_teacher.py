@@ -26,6 +26,12 @@ def a_missing_tensor(directory: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
+def half_a_file(directory: Path) -> None:
+    save_model(directory)
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def a_masked_model(directory: Path) -> None:
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
     BertForMaskedLM(BertConfig(**shape)).save_pretrained(directory)
@@ -46,6 +52,7 @@ def an_unknown_type(directory: Path) -> None:
         (lambda directory: None, "is no model directory"),
         (no_weights, "has no .safetensors files"),
         (a_missing_tensor, "lacks 1 of the model's weights, model.norm.weight first"),
+        (half_a_file, "cannot load the weights of"),
         (a_masked_model, "is not a causal language model"),
         (scaled_logits, "is not supported: its logits are not its head"),
         (an_unknown_type, "is not supported by the installed transformers"),

@@ -97,6 +97,14 @@ def test_files_that_lack_a_tensor_are_refused(make_student: MakeStudent, make_tr
         make_trainer(student)
 
 
+def test_a_file_that_was_cut_off_is_refused(make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
+    directory = make_student("qwen3")
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="copy the whole model again"):
+        make_trainer(directory)
+
+
 def test_files_with_an_unknown_tensor_are_refused(make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
     student = make_student("qwen3")
     edit_config(student, num_hidden_layers=1)
