@@ -2,8 +2,9 @@
 
 A frame is `RFX1 | schema u16 | kind u16 | header length u32 | header | buffers`. The header is msgpack of small values; every array stands
 in it as its length, and its raw little-endian bytes follow in the tail. Header and buffers are padded to words of 4 bytes, so that
-decoding gives read-only numpy views of the frame without a copy. Anything unexpected raises WireError, whatever the bytes; nothing is
-allocated beyond the frame itself.
+decoding gives read-only numpy views of the frame without a copy. Anything unexpected raises WireError, whatever the bytes. Beyond the frame
+itself only its header takes memory: at most about 40 bytes for each of its own, and its length, its depth and the number of its maps are
+limited before anything is built.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from common.messages import (
 
 SCHEMA = 1
 MAX_FRAME_BYTES = 1 << 30
-MAX_HEADER_BYTES = 1 << 24
+MAX_HEADER_BYTES = 1 << 20
+MAX_LIST_BYTES = 1 << 23
+"""Of the header of a StepRecord or a WeightManifest, which lists samples or tensors."""
 
 _MAGIC = b"RFX1"
 _PREFIX = struct.Struct("<4sHHI")
@@ -56,6 +59,8 @@ def encode(message: Message) -> bytes:
     kind, pack, _ = _BY_TYPE[type(message)]
     parts: Parts = [b""]
     header: bytes = msgpack.packb(pack(message, parts))
+    if len(header) > _most_header(kind):
+        raise WireError(f"a {type(message).__name__} with a header of {len(header)} bytes: {_most_header(kind)} are allowed")
     parts[0] = _PREFIX.pack(_MAGIC, SCHEMA, kind, len(header)) + header + _PADS[-len(header) % 4]
     return b"".join(parts)
 
@@ -86,15 +91,33 @@ def _open(frame: Buffer) -> tuple[int, Header, int]:
     if schema != SCHEMA:
         raise WireError(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
     end = _PREFIX.size + length
-    if length > MAX_HEADER_BYTES or end + -length % 4 > len(frame):
+    if length > _most_header(kind) or end + -length % 4 > len(frame):
         raise WireError(f"a header of {length} bytes does not fit its frame of {len(frame)}")
     try:
-        header = msgpack.unpackb(frame[_PREFIX.size : end], use_list=False)
+        header = msgpack.unpackb(frame[_PREFIX.size : end], use_list=False, object_hook=_one_map())
     except (ValueError, msgpack.UnpackException) as error:
         raise WireError(f"a header that is no msgpack: {error}") from error
     if type(header) is not tuple:
         raise WireError("a header that is no array")
     return kind, header, end + -length % 4
+
+
+def _most_header(kind: int) -> int:
+    return MAX_LIST_BYTES if kind in _LISTING else MAX_HEADER_BYTES
+
+
+def _one_map() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """No message has two; a map is what takes most memory for its bytes."""
+    maps = 0
+
+    def count(one: dict[str, Any]) -> dict[str, Any]:
+        nonlocal maps
+        maps += 1
+        if maps > 1:
+            raise ValueError("a header with more than one map")
+        return one
+
+    return count
 
 
 class _Tail:
@@ -297,4 +320,5 @@ _KINDS: Sequence[tuple[int, type[Message], Pack, Unpack]] = (
     (6, WeightManifest, _pack_manifest, _unpack_manifest),
 )
 _BY_TYPE = {cls: (kind, pack, unpack) for kind, cls, pack, unpack in _KINDS}
+_LISTING = {kind for kind, cls, _, _ in _KINDS if cls in (StepRecord, WeightManifest)}
 _BY_KIND = {kind: unpack for kind, _, _, unpack in _KINDS}

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from common.config.run import RunConfig
 from common.errors import ConfigError
 
+MOST_BYTES = 1 << 20
 _PATHS = (
     "run.dir",
     "model.student",
@@ -31,14 +32,14 @@ _PATHS = (
 def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads `file`; relative paths in it are relative to it, those in `overrides` to the working directory."""
     try:
-        text = file.read_text()
+        text = _read(file)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {file}: give the path of a run's TOML") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {file}: {error}") from None
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
     _absolute(values, file.resolve().parent)
     given: dict[str, Any] = {}
@@ -48,6 +49,14 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     _merge(values, given)
     values.setdefault("run", {}).setdefault("dir", str(Path.cwd() / "runs"))
     return parse_config(values)
+
+
+def _read(file: Path) -> str:
+    with file.open("rb") as opened:
+        content = opened.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{file} is longer than {MOST_BYTES} bytes: give the path of a run's TOML")
+    return content.decode()
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
@@ -64,7 +73,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} is not KEY=VALUE: write for example --set learner.steps=100")
     try:
         value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *sections, name = key.strip().split(".")
     for section in sections:

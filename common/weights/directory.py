@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.codec import decode, encode
+from common.codec import MAX_LIST_BYTES, decode, encode
 from common.errors import WeightsError, WireError
 from common.messages import Version, WeightManifest
 from common.weights.base import RawTensor
@@ -24,6 +24,7 @@ from common.weights.tensorfile import check_tensors, write_tensors
 MODEL_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.rfx"
 
+_MOST_MANIFEST = MAX_LIST_BYTES + 4096
 _VERSION = re.compile(r"term(\d{6,})-step(\d{8,})")
 _LEFTOVER = re.compile(r"\.(?:tmp|gone)-term(\d{6,})-step\d{8,}-[0-9a-f]+")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -121,7 +122,8 @@ class DirectoryStore:
     def _manifest_of(self, version: Version) -> WeightManifest:
         path = self.root / directory_of(version) / MANIFEST_FILE
         try:
-            manifest = decode(path.read_bytes(), WeightManifest)
+            with path.open("rb") as file:
+                manifest = decode(file.read(_MOST_MANIFEST), WeightManifest)
         except OSError as error:
             raise WeightsError(f"there are no weights {version} in {self.root}: {error.strerror or error}") from error
         except WireError as error:

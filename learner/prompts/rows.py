@@ -73,9 +73,19 @@ def _read_jsonl(file: Path, content: bytes) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise ConfigError(f"{where} is broken JSON ({reason}): every line must be one JSON object") from None
+        if b"\\u" in line and not _is_unicode(fields):
+            raise ConfigError(f"{where} has half of a surrogate pair (\\\\ud800 to \\\\udfff): write the whole character")
         if not isinstance(fields, dict):
             raise ConfigError(f'{where} is no JSON object: write {{"prompt": …}}')
         yield _row(where, fields)
+
+
+def _is_unicode(fields: Any) -> bool:
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(file: Path, content: bytes) -> Iterator[Row]:
