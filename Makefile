@@ -6,6 +6,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+FUZZ_SECONDS ?= 300
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos demo bench bench-peer bench-staleness example-models docs constraints
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-staleness example-models docs constraints
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -40,6 +41,10 @@ test-all: setup ## all tests, the slow parity and fault suites included
 
 chaos: setup ## 500 faults on the arithmetic run: nothing lost, nothing applied twice (45 minutes; ARGS=--help)
 	$(BIN)/python tests/chaos $(ARGS)
+
+fuzz: $(VENV)/.fuzz-stamp ## hostile bytes for every decoder, 5 CPU-minutes each (FUZZ_SECONDS=300); what is found stays a test
+	@failed=0; for decoder in codec manifest journal config prompts; do \
+	  $(BIN)/python tests/fuzz/fuzz.py $$decoder $(FUZZ_SECONDS) $(ARGS) || failed=1; done; exit $$failed
 
 demo: $(VENV)/.run-stamp ## train the arithmetic example: `reflux run examples/arithmetic/run.toml`
 	$(BIN)/reflux run examples/arithmetic/run.toml $(ARGS)
@@ -77,6 +82,10 @@ $(VENV)/.torch-stamp: $(VENV)/.interpreter
 $(VENV)/.run-stamp: $(INPUTS) | $(VENV)/.torch-stamp
 	@echo "setting up $(VENV): what a run needs"
 	@$(PIP) install -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.fuzz-stamp: $(VENV)/.dev-stamp
+	@$(PIP) install -e '.[fuzz]' -c constraints.txt || echo "no atheris for this Python: the inputs are mutated without its guidance"
 	@touch $@
 
 $(VENV)/.dev-stamp: $(INPUTS) | $(VENV)/.torch-stamp

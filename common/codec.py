@@ -1,23 +1,20 @@
 """Messages to bytes and back, for Redis, the journal and HTTP: only data, never code (invariant P10).
 
-A frame is `RFX1 | schema u16 | kind u16 | header length u32 | header | buffers`. The header is msgpack of small values; every array stands
-in it as its length, and its raw little-endian bytes follow in the tail. Header and buffers are padded to words of 4 bytes, so that
-decoding gives read-only numpy views of the frame without a copy. Anything unexpected raises WireError, whatever the bytes. Beyond the frame
-itself only its header takes memory: at most about 40 bytes for each of its own, and its length, its depth and the number of its maps are
-limited before anything is built.
+The header of a frame (common/frame.py) is msgpack of small values; every array stands in it as its length, and its raw little-endian bytes
+follow in the tail, so that decoding gives read-only numpy views of the frame without a copy. Anything unexpected raises WireError,
+whatever the bytes.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any  # the header's values are only known after they are checked
 
-import msgpack
 import numpy as np
 
 from common.errors import WireError
+from common.frame import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_LIST_BYTES, PADS, SCHEMA, Buffer, Header, Parts, close_frame, open_frame
 from common.messages import (
     Completion,
     Evaluated,
@@ -35,41 +32,26 @@ from common.messages import (
     WeightManifest,
 )
 
-SCHEMA = 1
-MAX_FRAME_BYTES = 1 << 30
-MAX_HEADER_BYTES = 1 << 20
-MAX_LIST_BYTES = 1 << 23
-"""Of the header of a StepRecord or a WeightManifest, which lists samples or tensors."""
+__all__ = ["MAX_FRAME_BYTES", "MAX_HEADER_BYTES", "MAX_LIST_BYTES", "SCHEMA", "Buffer", "decode", "encode"]
 
-_MAGIC = b"RFX1"
-_PREFIX = struct.Struct("<4sHHI")
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT8 = np.dtype("u1")
 _FINISH = ("stop", "length")
-_PADS = tuple(bytes(n) for n in range(4))
-
-Buffer = bytes | bytearray | memoryview
-Header = tuple[Any, ...]
-Parts = list[Any]  # bytes, memoryviews and C-contiguous arrays, to be joined
 
 
 def encode(message: Message) -> bytes:
     """The frame of one message."""
     kind, pack, _ = _BY_TYPE[type(message)]
-    parts: Parts = [b""]
-    header: bytes = msgpack.packb(pack(message, parts))
-    if len(header) > _most_header(kind):
-        raise WireError(f"a {type(message).__name__} with a header of {len(header)} bytes: {_most_header(kind)} are allowed")
-    parts[0] = _PREFIX.pack(_MAGIC, SCHEMA, kind, len(header)) + header + _PADS[-len(header) % 4]
-    return b"".join(parts)
+    parts: Parts = []
+    return close_frame(kind, pack(message, parts), parts, _most_header(kind))
 
 
 def decode(frame: Buffer, expect: type[Message] | tuple[type[Message], ...] | None = None) -> Message:
     """The message of one frame; arrays are read-only views into it. Raises WireError."""
     if type(frame) is not bytes:
         frame = memoryview(frame).toreadonly().cast("B")
-    kind, header, tail_at = _open(frame)
+    kind, header, tail_at = open_frame(frame, _most_header)
     try:
         tail = _Tail(frame, tail_at)
         message = _BY_KIND[kind](header, tail)
@@ -80,44 +62,6 @@ def decode(frame: Buffer, expect: type[Message] | tuple[type[Message], ...] | No
     if expect is not None and not isinstance(message, expect):
         raise WireError(f"expected {expect}, got a {type(message).__name__}")
     return message
-
-
-def _open(frame: Buffer) -> tuple[int, Header, int]:
-    if not _PREFIX.size <= len(frame) <= MAX_FRAME_BYTES:
-        raise WireError(f"a frame of {len(frame)} bytes: it must have {_PREFIX.size} to {MAX_FRAME_BYTES}")
-    magic, schema, kind, length = _PREFIX.unpack_from(frame)
-    if magic != _MAGIC:
-        raise WireError("these bytes are no Reflux message (wrong magic)")
-    if schema != SCHEMA:
-        raise WireError(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
-    end = _PREFIX.size + length
-    if length > _most_header(kind) or end + -length % 4 > len(frame):
-        raise WireError(f"a header of {length} bytes does not fit its frame of {len(frame)}")
-    try:
-        header = msgpack.unpackb(frame[_PREFIX.size : end], use_list=False, object_hook=_one_map())
-    except (ValueError, msgpack.UnpackException) as error:
-        raise WireError(f"a header that is no msgpack: {error}") from error
-    if type(header) is not tuple:
-        raise WireError("a header that is no array")
-    return kind, header, end + -length % 4
-
-
-def _most_header(kind: int) -> int:
-    return MAX_LIST_BYTES if kind in _LISTING else MAX_HEADER_BYTES
-
-
-def _one_map() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """No message has two; a map is what takes most memory for its bytes."""
-    maps = 0
-
-    def count(one: dict[str, Any]) -> dict[str, Any]:
-        nonlocal maps
-        maps += 1
-        if maps > 1:
-            raise ValueError("a header with more than one map")
-        return one
-
-    return count
 
 
 class _Tail:
@@ -155,7 +99,7 @@ def _put(parts: Parts, array: Any, dtype: np.dtype[Any]) -> int:
 
 
 def _put_bytes(parts: Parts, buffer: Any) -> int:
-    parts += (buffer, _PADS[-len(buffer) % 4])
+    parts += (buffer, PADS[-len(buffer) % 4])
     return len(buffer)
 
 
@@ -307,6 +251,10 @@ def _slip(shares: tuple[Header, ...]) -> tuple[TeacherShare, ...]:
 def _must_be(holds: bool, what: str) -> None:
     if not holds:
         raise ValueError(f"not {what}")
+
+
+def _most_header(kind: int) -> int:
+    return MAX_LIST_BYTES if kind in _LISTING else MAX_HEADER_BYTES
 
 
 Pack = Callable[[Any, Parts], Header]

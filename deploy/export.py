@@ -56,7 +56,7 @@ def export_rollouts(config: RunConfig, out: Path) -> int:
     """Writes `out`; returns the number of rows."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True, trust_remote_code=False)
     count = 0
     temporary = out.with_name(f".{out.name}.tmp")
     with _writer(temporary) as writer:

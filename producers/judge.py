@@ -22,7 +22,7 @@ class Judge:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._config.model.student)
+        return AutoTokenizer.from_pretrained(self._config.model.student, trust_remote_code=False)
 
     @cached_property
     def _verify(self) -> Callable[[str, str], bool]:

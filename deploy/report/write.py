@@ -29,7 +29,7 @@ def write_report(config: RunConfig, out: Path, selection: Selection = _SELECTION
     steps = _last_lines(directory.metrics)
     if not steps:
         raise ConfigError(f"{directory.root} has recorded no step yet: start it with `reflux run`, or name another run")
-    tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True, trust_remote_code=False)
     chosen = choose(surviving_records(directory), max(steps), selection)
     rollouts = [describe(record, scored, tokenizer) for record, scored in chosen]
     page = resources.files("deploy.report").joinpath("page.html").read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ class Student:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             why = _first_line(error)
             raise ConfigError(f"model.student = {self.directory} has no usable tokenizer ({why}): complete the download") from None
