@@ -38,6 +38,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "run": lambda: commands.run(config, arguments.target, fresh=arguments.fresh, dry_run=arguments.dry_run),
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
+        "replay": lambda: commands.replay(config),
         "export": lambda: commands.export(config, arguments.out),
         "report": lambda: commands.report(config, arguments.out),
         "acl": lambda: commands.acl(config),

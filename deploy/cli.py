@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("status", "what a run does now, or how it ended"),
         ("audit", "prove from the journal that every sample had its effect exactly once"),
+        ("replay", "train again from the journal and compare every loss, bit for bit"),
         ("acl", "the users of the run's roles as a Redis ACL file; makes missing password files"),
         ("pause", "admit no new samples"),
         ("resume", "admit samples again"),

@@ -132,6 +132,13 @@ def _look(config: RunConfig) -> Look:
     return look_at(url, config.run.name, login_of(config.bus, config.run.name, "observer").options())
 
 
+def replay(config: RunConfig) -> int:
+    """`reflux replay`: exit code 1 where a step comes out otherwise than it did."""
+    from deploy.replay import show_replay
+
+    return 0 if show_replay(config, Console()) else 1
+
+
 def export(config: RunConfig, out: Path | None) -> int:
     """`reflux export`."""
     from deploy.export import export_rollouts

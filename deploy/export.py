@@ -6,7 +6,6 @@ said of the sampled tokens. Raises ConfigError where there is nothing to export.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any  # rows for pyarrow, and transformers' tokenizer
 
@@ -17,8 +16,8 @@ from common.codec import decode
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.messages import ScoredRollout, StepRecord
-from learner import checkpoint, journal
 from learner.directory import RunDirectory
+from learner.surviving import surviving_records
 
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _SPAN = pa.struct([("term", pa.int64()), ("step", pa.int64()), ("tokens", pa.int32()), ("exact", pa.bool_())])
@@ -40,16 +39,6 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("metadata", pa.map_(pa.string(), pa.string())),
 ]
 SCHEMA = pa.schema(_COLUMNS)
-
-
-def surviving_records(directory: RunDirectory) -> Iterator[StepRecord]:
-    """The records of the line that the newest checkpoint stands on, and those of its term after it."""
-    found = checkpoint.newest(directory.checkpoints)
-    if found is None:
-        return
-    lineage = found.line.lineage
-    for version, following in zip(lineage, [*lineage[1:], None], strict=True):
-        yield from journal.records(directory.journal, version.term, version.step, following.step if following else None)
 
 
 def export_rollouts(config: RunConfig, out: Path) -> int:

@@ -14,6 +14,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from common.codec import decode, encode
@@ -154,7 +155,7 @@ def trim(root: Path, oldest: Version, up_to_term: int) -> None:
         if term > up_to_term:
             continue
         paths = sorted(term_directory(root, term).glob("segment-*.rfx"), key=_first_step)
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip_longest(paths, paths[1:]):
             ended = term < oldest.term if following is None else Version(term, _first_step(following) - 1) <= oldest
             if ended:
                 path.unlink()

@@ -87,21 +87,15 @@ class Metrics:
         self._file.close()
 
 
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The step lines as they were written, also those of lines that were lost; what a crash cut off is left out."""
+    return (line for line in _lines(path) if "loss" in line)
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The step lines in order of step, the last line of each; lines that a crash cut off are left out."""
-    steps: dict[int, dict[str, Any]] = {}
-    for line in _lines(path):
-        if "loss" in line:
-            steps[line["step"]] = line
+    """The step lines in order of step, the last line of each."""
+    steps: dict[int, dict[str, Any]] = {line["step"]: line for line in metric_lines(path)}
     return [steps[step] for step in sorted(steps)]
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(text)
-        except ValueError:  # a line that a crash cut off
-            continue
 
 
 def write_tensorboard(directory: RunDirectory) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from common.config import RunConfig
-from common.errors import RefluxError
+from common.errors import RefluxError, Superseded
 from common.messages import WeightManifest
 from common.pulse import Pulse, Report
 from common.service import Worker
@@ -208,8 +208,9 @@ class _Life:
         return manifest if manifest is not None and manifest.version in await self._parts.store.versions() else None
 
     async def _finish(self) -> None:
-        """model/, TensorBoard's files, and last result.json: with it the run is done."""
-        config, best = self._worker.config, self._keeping.best()
+        """model/, TensorBoard's files, and last result.json: with it the run is done. A learner that was superseded writes none of them."""
+        config, best, bus = self._worker.config, self._keeping.best(), self._worker.bus
+        await bus.hold(self._line.term, self._worker.name, config.bus.lease_s)
         if best is None:
             tensors = await self._maths.run(self._trainer.export)
         else:
@@ -218,13 +219,16 @@ class _Life:
             await asyncio.to_thread(export_model, config.model.student, tensors, config.weights.dtype, self._directory.model)
         await asyncio.to_thread(write_tensorboard, self._directory)
         await self._count()
+        state = await bus.state()
+        if state.term > self._line.term:
+            raise Superseded(f"a learner of a higher term ({state.term}) has taken over this run: this one stops")
         result = result_of(
             config=config,
             directory=self._directory,
             line=self._line,
             tally=self._tally,
             evaluator=self._evaluator,
-            state=await self._worker.bus.state(),
+            state=state,
         )
         write_durably(self._directory.result, json.dumps(result, indent=1) + "\n")
         _log.info("the run is done", extra={"result": str(self._directory.result)})

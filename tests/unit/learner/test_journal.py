@@ -78,3 +78,10 @@ async def test_a_rotated_journal_begins_a_segment(tmp_path):
     await log.append(record_from(1, 3, [2]))
     log.close()
     assert [path.name for path in sorted((tmp_path / "term000001").iterdir())] == ["segment-00000001.rfx", "segment-00000002.rfx"]
+
+
+async def test_a_term_whose_segments_are_all_deleted_is_passed_over(tmp_path):
+    await written(tmp_path, 1, [1])
+    for _ in range(2):
+        journal.trim(tmp_path, Version(2, 1), up_to_term=2)
+        assert steps(tmp_path, 1) == []

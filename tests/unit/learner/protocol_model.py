@@ -1,0 +1,118 @@
+"""What the bus has to be, in a few lines: where every seq is, who may move it, and what was answered already."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from common.bus.base import Lease
+from common.errors import Superseded
+
+MODELLED = {"admit", "readmit", "settle", "hand_off", "retry", "bury", "release", "reconcile"}
+TERMED = {"claim", "hold", "admit", "readmit", "settle", "discard", "publish", "reconcile"}
+
+
+@dataclass
+class Place:
+    """Of a live seq: the entry as it was leased last, and by whom; nobody knows an entry that was never leased."""
+
+    owner: str = ""
+    lease: Lease | None = field(default=None, repr=False)
+
+
+@dataclass
+class Model:
+    """Each method does what the call of that name has to do, and returns what it has to answer."""
+
+    cursor: int = 0
+    term: int = 0
+    applied: int = 0
+    live: dict[int, Place] = field(default_factory=dict)
+    dead: set[int] = field(default_factory=set)
+    answered: dict[object, object] = field(default_factory=dict, repr=False)
+
+    def copy(self) -> Model:
+        return copy.deepcopy(self)
+
+    @property
+    def missing(self) -> int:
+        """How many seqs are nowhere (P6: none, but while a reconcile is under way)."""
+        return self.cursor - len(self.live) - self.applied - len(self.dead)
+
+    def call(self, call, me, name, arguments):
+        """`call` is the same for a repetition after a lost reply."""
+        if call in self.answered:
+            return self.answered[call]
+        if name in TERMED and (arguments[0] < self.term or (name == "claim" and arguments[0] == self.term)):
+            return Superseded
+        if name in TERMED:
+            self.term = arguments[0]
+            arguments = arguments[1:]
+        before, act = self.missing, getattr(self, name) if name in MODELLED else None
+        answer = act(me, *arguments) if act else None
+        assert self.missing == before or name in {"readmit", "reconcile"}, f"{name} unbalances the ledger by {self.missing - before}"
+        assert self.missing >= 0, f"{name} makes the ledger count something twice"
+        if act and name != "reconcile":
+            self.answered[call] = answer
+        return answer
+
+    def leased(self, me, leases):
+        for lease in leases:
+            self.live[lease.seq] = Place(me, lease)
+
+    def admit(self, me, first, tickets):
+        if self.cursor == first:
+            self.readmit(me, tickets)
+            self.cursor = first + len(tickets)
+        return self.cursor
+
+    def readmit(self, me, tickets):
+        added = [seq for seq, _ in tickets if seq not in self.live and seq not in self.dead]
+        self.live |= {seq: Place() for seq in added}
+        self.cursor = max([self.cursor, *(seq + 1 for seq in added)])
+        return len(added)
+
+    def hand_off(self, me, moves):
+        return [self._move(me, move.lease, Place()) for move in moves]
+
+    def retry(self, me, retries, most):
+        return [self._move(me, one.lease, Place() if one.lease.attempt + 1 < most else None) for one in retries]
+
+    def bury(self, me, burials):
+        return [self._move(me, burial.lease, None) for burial in burials]
+
+    def _move(self, me, lease, target):
+        place = self.live.get(lease.seq)
+        if place is None or place.owner != me or place.lease.entry != lease.entry:
+            return "refused"
+        if target is None:
+            del self.live[lease.seq]
+            self.dead.add(lease.seq)
+        else:
+            self.live[lease.seq] = target
+        return "done"
+
+    def release(self, me, leases):
+        for lease in leases:
+            place = self.live.get(lease.seq, Place())
+            if place.owner == me and place.lease.entry == lease.entry:
+                place.owner = ""
+
+    def settle(self, me, leases):
+        named = {lease.seq for lease in leases if self._names(lease)}
+        self.live = {seq: place for seq, place in self.live.items() if seq not in named}
+        self.applied += len(named)
+        return len(named)
+
+    def _names(self, lease):
+        place = self.live.get(lease.seq)
+        return place is not None and place.lease is not None and place.lease.entry == lease.entry
+
+    def reconcile(self, me, cursor, applied, gone, dead):
+        self.dead = {seq for seq in self.dead if seq not in gone} | set(dead)
+        self.live = {seq: place for seq, place in self.live.items() if seq not in gone and seq not in dead}
+        for place in self.live.values():
+            if place.lease is not None and place.lease.topic == "scored" and place.owner != me:
+                place.owner = ""
+        self.cursor, self.applied = max(self.cursor, cursor), applied
+        return self.cursor
