@@ -23,7 +23,7 @@ from common.bus.redis_client import RedisClient
 from common.errors import Superseded
 
 LEASE_S = 3000.0  # of real time: leases end only when the test says so
-COMPARED = {"admit", "readmit", "settle", "hand_off", "retry", "bury", "reconcile"}
+COMPARED = {"admit", "readmit", "settle", "hand_off", "retry", "bury", "revive", "reconcile"}
 EPHEMERAL = {"arrivals", "clock", "max_bytes", "away", "_entries", "run_id"}
 
 ALL_OF_IT = """local out = {}
@@ -58,11 +58,13 @@ class Medium:
 
     def __init__(self) -> None:
         self.model = Model()
-        self.lives = 0  # of the server
+        self.lives = self.reconciled_in = 0  # of the server
         self._calls = count()
 
     def took_effect(self, operation: Operation) -> None:
         operation.expected = self.model.call((operation.me, operation.number), operation.me, operation.name, operation.arguments)
+        if operation.name == "reconcile":
+            self.reconciled_in = self.lives
 
     async def snapshot(self):
         return self.model.copy(), await self._save()
@@ -78,10 +80,12 @@ class Medium:
 
     async def compare(self) -> None:
         """The server holds what the model holds."""
-        state, live, dead = await self.reader.state(), await self.reader.live(), await self.reader.dead_letters()
-        seen = (state.term, state.cursor, state.applied, set(live), set(dead))
+        state, live, letters = await self.reader.state(), await self.reader.live(), await self.reader.dead_letters()
+        attempts, dead = {seq: one.attempt for seq, one in live.items()}, {seq: one.attempt for seq, one in letters.items()}
         model = self.model
-        assert seen == (model.term, model.cursor, model.applied, set(model.live), model.dead)
+        modelled = {seq: place.attempt for seq, place in model.live.items()}
+        assert (state.term, state.cursor, state.applied) == (model.term, model.cursor, model.applied)
+        assert (attempts, dead) == (modelled, model.dead)
         assert sum(state.backlog.values()) == len(live), "an entry that nobody knows of"
 
 
@@ -135,6 +139,9 @@ class InMemory(Medium):
         if lose:
             await process.gate(f"{operation.name} again")
         return answer
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
     async def _save(self):
         return {name: copy.deepcopy(value) for name, value in vars(self.server).items() if name not in EPHEMERAL}

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from common.bus.base import Lease
 from common.errors import Superseded
 
-MODELLED = {"admit", "readmit", "settle", "hand_off", "retry", "bury", "release", "reconcile"}
-TERMED = {"claim", "hold", "admit", "readmit", "settle", "discard", "publish", "reconcile"}
+MODELLED = {"admit", "readmit", "settle", "hand_off", "retry", "bury", "release", "revive", "reconcile"}
+TERMED = {"claim", "hold", "admit", "readmit", "settle", "discard", "publish", "reconcile", "reconciled"}
 
 
 @dataclass
 class Place:
     """Of a live seq: the entry as it was leased last, and by whom; nobody knows an entry that was never leased."""
 
+    attempt: int = 0
     owner: str = ""
     lease: Lease | None = field(default=None, repr=False)
 
@@ -28,7 +29,8 @@ class Model:
     term: int = 0
     applied: int = 0
     live: dict[int, Place] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
+    dead: dict[int, int] = field(default_factory=dict)  # seq -> the attempt in which it died
+    lives: dict[int, int] = field(default_factory=dict)
     answered: dict[object, object] = field(default_factory=dict, repr=False)
 
     def copy(self) -> Model:
@@ -58,7 +60,7 @@ class Model:
 
     def leased(self, me, leases):
         for lease in leases:
-            self.live[lease.seq] = Place(me, lease)
+            self.live[lease.seq] = Place(lease.attempt, me, lease)
 
     def admit(self, me, first, tickets):
         if self.cursor == first:
@@ -73,10 +75,14 @@ class Model:
         return len(added)
 
     def hand_off(self, me, moves):
-        return [self._move(me, move.lease, Place()) for move in moves]
+        return [self._move(me, move.lease, Place(move.lease.attempt)) for move in moves]
 
     def retry(self, me, retries, most):
-        return [self._move(me, one.lease, Place() if one.lease.attempt + 1 < most else None) for one in retries]
+        return [self._move(me, one.lease, self._next_try(one.lease, most)) for one in retries]
+
+    def _next_try(self, lease, most):
+        tries = most * (1 + self.lives.get(lease.seq, 0))
+        return Place(lease.attempt + 1) if lease.attempt + 1 < tries else None
 
     def bury(self, me, burials):
         return [self._move(me, burial.lease, None) for burial in burials]
@@ -87,10 +93,18 @@ class Model:
             return "refused"
         if target is None:
             del self.live[lease.seq]
-            self.dead.add(lease.seq)
+            self.dead[lease.seq] = lease.attempt
         else:
             self.live[lease.seq] = target
         return "done"
+
+    def revive(self, me, revivals):
+        revived = [one for one in revivals if one.attempt - 1 == self.dead.get(one.seq)]
+        for one in revived:
+            del self.dead[one.seq]
+            self.lives[one.seq] = self.lives.get(one.seq, 0) + 1
+            self.live[one.seq] = Place(one.attempt)
+        return [one.seq for one in revived]
 
     def release(self, me, leases):
         for lease in leases:
@@ -108,9 +122,15 @@ class Model:
         place = self.live.get(lease.seq)
         return place is not None and place.lease is not None and place.lease.entry == lease.entry
 
-    def reconcile(self, me, cursor, applied, gone, dead):
-        self.dead = {seq for seq in self.dead if seq not in gone} | set(dead)
-        self.live = {seq: place for seq, place in self.live.items() if seq not in gone and seq not in dead}
+    def reconcile(self, me, cursor, applied, gone, dead, lives):
+        for seq in [seq for seq in {*self.live, *self.dead} if seq in gone]:
+            self.live.pop(seq, None)
+            self.dead.pop(seq, None)
+        for seq in [seq for seq, life in lives.items() if life > self.lives.get(seq, 0)]:
+            self.lives[seq] = lives[seq]
+            self.dead.pop(seq, None)
+        for seq in [seq for seq in dead if lives.get(seq, 0) >= self.lives.get(seq, 0)]:
+            self.dead.setdefault(seq, self.live.pop(seq, Place()).attempt)
         for place in self.live.values():
             if place.lease is not None and place.lease.topic == "scored" and place.owner != me:
                 place.owner = ""

@@ -30,6 +30,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
+    async def end(self) -> None:
+        """No task is left."""
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+            for task in others:
+                _ = task.cancelled() or task.exception()
+
     async def settle(self) -> None:
         """Until every task waits."""
         while self.under_way or self._ready:
@@ -91,6 +100,9 @@ class Process:
 
     def kill(self) -> None:
         self.alive = False
+        for gate in self.gates:
+            if not gate.future.done():
+                gate.future.set_result(False)
         for task in self.tasks:
             task.cancel()
 

@@ -9,7 +9,7 @@ import numpy as np
 from learner_fakes import FakePrompts, FakeQuestions, FakeTrainer, rollout_of
 from protocol_process import RUNNING, Process
 
-from common.bus.base import SCORED, TICKETS, Burial, Move, Retry
+from common.bus.base import SCORED, TICKETS, Burial, Move, Retry, Revival
 from common.codec import decode, encode
 from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, Span, TeacherScore, Ticket, Version, WeightManifest
@@ -120,6 +120,13 @@ class Hand(Process):
         held, self.held = self.held[:1], self.held[1:]
         if held:
             await self.bus.bury([Burial(lease, "poison") for lease in held])
+
+    async def revive(self) -> None:
+        """What `reflux dead retry` does, for all that are dead."""
+        letters = (await self.bus.dead_letters()).values()
+        if letters:
+            tickets = [FakePrompts().ticket(letter.seq, letter.attempt + 1, Version(0, 0)) for letter in letters]
+            await self.bus.revive([Revival(ticket.seq, ticket.attempt, encode(ticket)) for ticket in tickets])
 
     async def release(self) -> None:
         held, self.held = self.held, []

