@@ -98,6 +98,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(text)
+        except ValueError:  # a line that a crash cut off
+            continue
+
+
 def write_tensorboard(directory: RunDirectory) -> None:
     """Makes TensorBoard's files from metrics.jsonl and evaluations.jsonl, where tensorboard is installed."""
     try:

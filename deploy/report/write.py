@@ -13,9 +13,9 @@ from typing import Any  # JSON values
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from deploy.export import surviving_records
 from deploy.report.rollouts import Selection, choose, describe
 from learner.directory import RunDirectory
+from learner.surviving import surviving_records
 
 _PLACE = "/*DATA*/"
 _SELECTION = Selection()
