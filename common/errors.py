@@ -9,6 +9,7 @@ RefluxError
 │   └── BusFull          the server's memory is used up
 ├── Superseded           a newer term exists: this learner has nothing more to say
 ├── LearnerActive        another learner holds the run's lease
+├── ServersUnreachable   no SGLang server of a role is in rotation, or all are full, for too long
 ├── WireError            bytes that are not a message of this schema
 ├── WeightsError         a manifest or weight file that cannot be trusted or read
 └── Rejected             one sample that cannot be used; `reason` goes to the dead letters
@@ -51,6 +52,10 @@ class Superseded(RefluxError):
 
 class LearnerActive(UserError):
     """A second learner was started while the first one's lease lives."""
+
+
+class ServersUnreachable(RefluxError):
+    """No server of the role could be asked within the deadline."""
 
 
 class WireError(RefluxError):

@@ -21,6 +21,8 @@ _PATHS = (
     "data.prompts",
     "data.eval_prompts",
     "weights.dir",
+    "producer.api_key_file",
+    "producer.admin_key_file",
     "bus.password_file",
     "bus.tls_ca",
     "bus.tls_cert",
@@ -107,8 +109,9 @@ def _path_slots(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield parent, name
     teachers = values.get("teachers")
     for teacher in teachers.values() if isinstance(teachers, dict) else ():
-        if isinstance(teacher, dict) and "path" in teacher:
-            yield teacher, "path"
+        for name in ("path", "api_key_file", "admin_key_file"):
+            if isinstance(teacher, dict) and name in teacher:
+                yield teacher, name
 
 
 def _sentence(detail: ErrorDetails) -> str:

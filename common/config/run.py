@@ -27,6 +27,7 @@ from common.config.sections import (
     TeacherSection,
     WeightsSection,
 )
+from common.config.servers import check_sampling_by_servers, check_servers
 
 _BYTES_PER_TOKEN = 12  # id, behaviour log-probability and one teacher's log-probability
 _BYTES_PER_TOP = 8  # id and log-probability
@@ -97,6 +98,14 @@ class RunConfig(Section):
             raise ValueError("bus.tls_ca, bus.tls_cert and bus.tls_key are for TLS: write bus.url as rediss://…")
         if bool(bus.tls_cert) != bool(bus.tls_key):
             raise ValueError("bus.tls_cert and bus.tls_key belong together: set both")
+        return self
+
+    @model_validator(mode="after")
+    def _servers(self) -> Self:
+        for key, section in (("producer", self.producer), *((f"teachers.{name}", teacher) for name, teacher in self.teachers.items())):
+            check_servers(key, section)
+        if self.producer.kind == "sglang":
+            check_sampling_by_servers(self.sampling, self.producer, deterministic=self.run.deterministic)
         return self
 
     @model_validator(mode="after")

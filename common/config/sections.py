@@ -48,13 +48,32 @@ class ModelSection(Section):
     """What the learner computes in; bfloat16 keeps float32 master weights."""
 
 
-class TeacherSection(Section):
-    path: Path
-    """Directory of the teacher in Hugging Face format (for `sglang`: its tokenizer and config)."""
+class ServersSection(Section):
     kind: Literal["torch", "sglang"] = operational("torch")
-    """`torch` computes in the scorer's process; `sglang` (asking servers) is refused: not in this version."""
+    """`torch` computes in the role's own process; `sglang` asks servers (docs/engines.md)."""
     urls: tuple[str, ...] = operational(())
-    """For `sglang`: the servers. Not in this version."""
+    """For `sglang`: the servers, `http://HOST:PORT` each; a router counts as one."""
+    api_key_file: Path | None = operational(None)
+    """For `sglang`: file with the servers' API key; empty = they ask for none, or api_key_env."""
+    api_key_env: str = operational("")
+    """For `sglang`: variable of the environment with the API key."""
+    admin_key_file: Path | None = operational(None)
+    """For `sglang`: file with the servers' admin key, for the change of weights; empty = the API key, or admin_key_env."""
+    admin_key_env: str = operational("")
+    """For `sglang`: variable of the environment with the admin key."""
+    in_flight_tokens: Positive = operational(1 << 18)
+    """For `sglang`: response tokens in flight on one server at most; less by itself while a server is slow or full."""
+    requests_per_s: int = operational(0, ge=0)
+    """For `sglang`: requests per second to all servers together; 0 = as many as come."""
+    deadline_s: Seconds = operational(600.0)
+    """For `sglang`: a request not answered by then is tried once more, alone, then given up."""
+    unreachable_s: Seconds = operational(300.0)
+    """For `sglang`: how long the role goes on without any server."""
+
+
+class TeacherSection(ServersSection):
+    path: Path
+    """Directory of the teacher in Hugging Face format; for `sglang` its config.json and tokenizer are enough."""
     dtype: Dtype = "float32"
     """What a `torch` teacher computes in."""
     top_k: int = Field(8, ge=0, le=1024)
@@ -202,15 +221,11 @@ class BusSection(Section):
     """Memory the window of samples may take on the server."""
 
 
-class ProducerSection(Section):
-    kind: Literal["torch", "sglang"] = operational("torch")
-    """`torch` computes in the producer's process; `sglang` (asking servers) is refused: not in this version."""
-    urls: tuple[str, ...] = operational(())
-    """For `sglang`: the servers. Not in this version."""
+class ProducerSection(ServersSection):
     count: Positive = operational(1)
     """Producers that `reflux run` starts."""
     slots: Positive = operational(128)
-    """Sequences a torch engine decodes at once."""
+    """Sequences in flight at once."""
     refill_share: float = operational(0.1, gt=0, le=1)
     """Newcomers join when so large a share of the slots is free (or nothing else runs)."""
     dtype: Dtype = operational("float32")

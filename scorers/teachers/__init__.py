@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.config import RunConfig
-from common.errors import ConfigError
 from common.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -20,7 +19,9 @@ def open_teacher(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
 
             return open_torch_teacher(config, name, pulse)
         case "sglang":
-            raise ConfigError(f"teachers.{name}.kind = 'sglang' is not in this version yet: use 'torch'")
+            from scorers.teachers.sglang.opening import open_sglang_teacher
+
+            return open_sglang_teacher(config, name)
 
 
 def could_be_the_student(config: RunConfig, name: str) -> bool:

@@ -140,11 +140,6 @@ async def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
         await open_checked(config_of(student, tmp_path / "nowhere"), "t", Pulse())
 
 
-async def test_sglang_teachers_wait_for_a_later_version(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not in this version yet"):
-        await open_checked(config_of(*pair(tmp_path), kind="sglang"), "t", Pulse())
-
-
 @pytest.mark.parametrize(
     ("now", "complaint"),
     [

@@ -192,7 +192,7 @@ def test_what_the_run_computes_is_its_identity(file: Path, override: str) -> Non
 
 @pytest.mark.parametrize(
     "override",
-    ["producer.count=3", "bus.url=redis://host", "learner.micro_batch_tokens=9", "teachers.maths.kind=sglang", "run.dir=/elsewhere"],
+    ["producer.count=3", "bus.url=redis://host", "learner.micro_batch_tokens=9", "teachers.maths.deadline_s=9", "run.dir=/elsewhere"],
 )
 def test_where_and_how_fast_it_runs_is_not(file: Path, override: str) -> None:
     assert load_config(file, [override]).identity() == load_config(file).identity()

@@ -1,0 +1,1 @@
+"""Asking SGLang servers over HTTP: what engine and teacher share. No torch here."""

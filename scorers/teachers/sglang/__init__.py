@@ -1,0 +1,1 @@
+"""A teacher held by SGLang servers."""

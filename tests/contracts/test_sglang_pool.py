@@ -1,0 +1,199 @@
+"""What a pool of servers does for a request when servers die, stall, are full or come back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+from scripted_server import ScriptedServer, answers, breaks_off, is_full, scored, scripted, stalls
+
+from common.errors import ConfigError, Rejected, ServersUnreachable
+from common.sglang.keys import Keys
+from common.sglang.pool import Limits, ServerPool
+from common.sglang.request import GenerateRequest
+from common.sglang.shape import ModelShape
+
+LIMITS = {"in_flight_tokens": 1000, "requests_per_s": 0, "deadline_s": 5.0, "unreachable_s": 2.0}
+
+
+@asynccontextmanager
+async def pool_of(servers: list[ScriptedServer], **limits: Any) -> AsyncIterator[ServerPool]:
+    pool = ServerPool(
+        who="teacher t",
+        urls=[server.url for server in servers],
+        keys=Keys("secret-key"),
+        limits=Limits(**{**LIMITS, **limits}),
+        shape=ModelShape(100, 64),
+    )
+    try:
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+def request(*ids: int) -> GenerateRequest:
+    return GenerateRequest(np.array(ids or (1, 2, 3), np.int32), 0, logprob_start=0)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_requests_go_to_the_server_with_the_least_in_flight() -> None:
+    async def slowly(_server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        return web.json_response(scored(body))
+
+    async with scripted(slowly, slowly) as servers, pool_of(servers) as pool:
+        await asyncio.gather(*(pool.ask(request()) for _ in range(8)))
+    assert [len(server.bodies) for server in servers] == [4, 4]
+
+
+async def test_no_more_response_tokens_are_in_flight_than_the_cap() -> None:
+    async def slowly(_server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.02)
+        return web.json_response(scored(body))
+
+    async with scripted(slowly) as servers, pool_of(servers, in_flight_tokens=6) as pool:
+        await asyncio.gather(*(pool.ask(request()) for _ in range(12)))
+    assert servers[0].most == 3
+
+
+async def test_a_longer_request_than_the_cap_goes_by_itself() -> None:
+    async with scripted(answers) as servers, pool_of(servers, in_flight_tokens=1) as pool:
+        await asyncio.gather(*(pool.ask(request()) for _ in range(3)))
+    assert servers[0].most == 1
+
+
+async def test_a_fatal_request_is_never_sent() -> None:
+    async with scripted(answers) as servers, pool_of(servers) as pool:
+        with pytest.raises(Rejected, match="id 100 is outside the vocabulary"):
+            await pool.ask(request(1, 100))
+        with pytest.raises(Rejected, match="id -1 is outside"):
+            await pool.ask(request(-1))
+    assert servers[0].bodies == []
+
+
+async def test_a_request_whose_server_died_is_asked_once_more_elsewhere_and_alone() -> None:
+    async with scripted(breaks_off, answers) as servers, pool_of(servers) as pool:
+        results = await asyncio.gather(*(pool.ask(request()) for _ in range(6)))
+    assert len(servers[0].bodies) == 3
+    assert len(servers[1].bodies) == 6
+    assert {server.url for server, _ in results} == {servers[1].url}
+    assert len({body["rid"] for server in servers for body in server.bodies}) == 9
+
+
+async def test_a_request_that_breaks_two_servers_is_rejected_with_both_reasons_and_stops_there() -> None:
+    async with scripted(breaks_off, breaks_off) as servers, pool_of(servers) as pool:
+        with pytest.raises(Rejected, match=r"broke off .*; then, asked alone, http.* broke off"):
+            await pool.ask(request())
+    assert [len(server.bodies) for server in servers] == [1, 1]
+
+
+async def test_nothing_else_runs_beside_a_suspect() -> None:
+    alone: list[int] = []
+
+    async def notes(server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.05)
+        if body["input_ids"] == [7, 7]:
+            alone.append(server.now)
+            if len(alone) == 1:
+                return await breaks_off(server, _request, body)
+        return web.json_response(scored(body))
+
+    async with scripted(notes) as servers, pool_of(servers) as pool:
+        await asyncio.gather(*(pool.ask(request(*ids)) for ids in [(1, 2), (7, 7), (1, 3), (1, 4)]), return_exceptions=True)
+    assert alone[0] > 1
+    assert alone[1:] == [1]
+
+
+async def test_a_stalled_server_is_left_at_the_deadline() -> None:
+    async with scripted(stalls, answers) as servers, pool_of(servers, deadline_s=0.2) as pool:
+        results = await asyncio.gather(*(pool.ask(request()) for _ in range(2)))
+    assert {server.url for server, _ in results} == {servers[1].url}
+
+
+async def test_a_full_server_is_asked_again_with_less() -> None:
+    async with scripted(is_full) as servers, pool_of(servers) as pool:
+        asked = asyncio.create_task(pool.ask(request()))
+        await until(lambda: len(servers[0].bodies) >= 2)
+        servers[0].script = answers
+        await asked
+        assert pool.servers[0].budget.limit < LIMITS["in_flight_tokens"]
+
+
+async def test_a_server_that_comes_back_is_used_again() -> None:
+    async with scripted(answers, answers) as servers, pool_of(servers) as pool:
+        await pool.ask(request())
+        await servers[0].stop()
+        for _ in range(4):
+            await pool.ask(request())
+        assert not pool.servers[0].up
+        assert pool.servers[0].reason
+        before = len(servers[0].bodies)
+        await servers[0].start()
+        async with asyncio.timeout(5):
+            while len(servers[0].bodies) == before:
+                await pool.ask(request())
+                await asyncio.sleep(0.02)
+
+
+async def test_without_any_server_for_too_long_the_reasons_are_told() -> None:
+    async with scripted(answers) as servers, pool_of(servers, unreachable_s=0.3) as pool:
+        await servers[0].stop()
+        with pytest.raises(ServersUnreachable, match=r"teacher t: no server is in rotation since 0\.3 s .*cannot be reached"):
+            await pool.ask(request())
+        await servers[0].start()
+
+
+async def test_a_refused_request_is_rejected_with_the_servers_own_words() -> None:
+    async def refuses(_server: ScriptedServer, _request: web.Request, _body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "Duplicate request ID detected: same"}}, status=400)
+
+    async with scripted(refuses) as servers, pool_of(servers) as pool:
+        with pytest.raises(Rejected, match="400: Duplicate request ID"):
+            await pool.ask(request())
+    assert len(servers[0].bodies) == 1
+
+
+async def test_the_key_is_sent_and_neither_logged_nor_shown(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuses(_server: ScriptedServer, _request: web.Request, _body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": "Unauthorized"}, status=401)
+
+    caplog.set_level(logging.DEBUG)
+    async with scripted(refuses) as servers, pool_of(servers) as pool:
+        with pytest.raises(ConfigError, match="refuses the key") as told:
+            await pool.ask(request())
+    assert servers[0].headers[0]["Authorization"] == "Bearer secret-key"
+    assert "secret-key" not in caplog.text + str(told.value) + repr(Keys("secret-key"))
+
+
+async def test_requests_are_paced() -> None:
+    async with scripted(answers) as servers, pool_of(servers, requests_per_s=5) as pool:
+        begun = asyncio.get_running_loop().time()
+        await asyncio.gather(*(pool.ask(request()) for _ in range(8)))
+        assert asyncio.get_running_loop().time() - begun > 0.9
+
+
+async def test_a_server_that_cannot_be_prepared_stays_out_and_the_others_go_on() -> None:
+    from common.sglang.server import Lost, ModelInfo, Server
+
+    async def prepare(server: Server, info: ModelInfo) -> None:
+        assert info.weight_version == "default"
+        if server.url == servers[0].url:
+            raise Lost("it has other weights")
+
+    async with scripted(answers, answers) as servers:
+        pool = ServerPool(
+            who="p", urls=[s.url for s in servers], keys=Keys(), limits=Limits(**LIMITS), shape=ModelShape(100, 64), prepare=prepare
+        )
+        await asyncio.gather(*(pool.ask(request()) for _ in range(4)))
+        assert pool.servers[0].reason == "it has other weights"
+        await pool.aclose()
+    assert [len(server.bodies) for server in servers] == [0, 4]
