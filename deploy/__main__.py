@@ -33,9 +33,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     from deploy.target import open_target
 
     logging.getLogger().addHandler(logging.NullHandler())  # what a person reads is said by the commands
+    if arguments.command in {"runs", "purge"}:
+        return _shared(arguments)
     config = open_target(arguments.target, overrides_of(arguments))
     calls: Mapping[str, Callable[[], int]] = {
-        "run": lambda: commands.run(config, arguments.target, fresh=arguments.fresh, dry_run=arguments.dry_run),
+        "run": lambda: _run(config, arguments),
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
         "replay": lambda: commands.replay(config),
@@ -47,6 +49,20 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "resume": lambda: commands.pause(config, paused=False),
     }
     return calls[arguments.command]()
+
+
+def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from deploy import commands
+
+    return commands.run(config, arguments.target, fresh=arguments.fresh, take_over=arguments.take_over, dry_run=arguments.dry_run)
+
+
+def _shared(arguments: argparse.Namespace) -> int:
+    from deploy import runs
+
+    if arguments.command == "runs":
+        return runs.list_runs(arguments.server, arguments.overrides)
+    return runs.purge(arguments.server, arguments.overrides, arguments.names, older_than=arguments.older_than, force=arguments.force)
 
 
 def _dead(config: RunConfig, arguments: argparse.Namespace) -> int:

@@ -28,6 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="the run as one HTML file: charts, and every token coloured by disagreement")
     _add_target(report)
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's directory")
+    runs = commands.add_parser("runs", help="the runs that share a server")
+    _add_server(runs)
+    purge = commands.add_parser("purge", help="remove runs from a server")
+    _add_server(purge)
+    purge.add_argument("names", nargs="*", metavar="RUN", help="names of runs; default: the run of CONFIG")
+    purge.add_argument("--older-than", default="", metavar="AGE", help="every stopped run to which nothing was added for 30m, 12h, 7d, …")
+    purge.add_argument("--force", action="store_true", help="also where somebody lives")
     _add_dead(commands.add_parser("dead", help="samples that were given up"))
     return parser
 
@@ -54,11 +61,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scorers", type=int, metavar="N", help="scoring processes per teacher (scorer.count)")
     parser.add_argument("--learner-ranks", type=int, metavar="N", help="learner processes (learner.ranks)")
     parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
+    parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="CONFIG-or-RUN-DIR", help=_TARGET)
+    _add_set(parser)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("server", metavar="URL-or-CONFIG", help="redis://…, or a run's TOML or directory")
     _add_set(parser)
 
 

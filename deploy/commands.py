@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,11 @@ from learner.directory import RunDirectory
 if TYPE_CHECKING:
     from deploy.checker import Look
 
+_UNWRAPPED = 1000
+"""Columns in a pipe: whoever reads it there wants whole lines."""
 
-def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
+
+def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_run: bool) -> int:
     """`reflux run`."""
     from deploy.local import run_async
     from deploy.screen import open_screen
@@ -35,7 +39,7 @@ def run(config: RunConfig, target: Path, *, fresh: bool, dry_run: bool) -> int:
         return _dry_run(config, console)
     was_finished = not fresh and RunDirectory(config.directory).result.exists()
     with open_screen(console, config.run.name, config.learner.steps) as screen:
-        result = asyncio.run(run_async(config, screen=screen, fresh=fresh))
+        result = asyncio.run(run_async(config, screen=screen, fresh=fresh, take_over=take_over))
     _tell(result, target, was_finished=was_finished, console=console)
     return 0
 
@@ -76,7 +80,8 @@ async def _answers(config: RunConfig) -> None:
 
 def status(config: RunConfig) -> int:
     """`reflux status`."""
-    console, directory = Console(), RunDirectory(config.directory)
+    directory = RunDirectory(config.directory)
+    console = Console(width=None if sys.stdout.isatty() else _UNWRAPPED)
     values = directory.finished()
     if values is not None:
         console.print(result_table(directory, values))

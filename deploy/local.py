@@ -48,10 +48,11 @@ def run(config: RunConfig, *, fresh: bool = False) -> Result:
         return asyncio.run(run_async(config, screen=screen, fresh=fresh))
 
 
-async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False) -> Result:
-    """The same in a running event loop; SIGINT and SIGTERM drain the run."""
+async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False, take_over: bool = False) -> Result:
+    """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live."""
     with only_supervisor(config.directory):
         if fresh:
+            await _forget(config, force=take_over)
             _move_aside(config.directory, screen)
         preflight(config)
         directory = RunDirectory(config.directory)
@@ -61,15 +62,17 @@ async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False) -
         if warning := known_collapse(config):
             screen.say(f"warning: {warning}")
         with _stops_on_signals() as stopping, saved_config(config) as file:
-            return await _run_here(config, directory, file, screen, stopping)
+            return await _run_here(config, directory, file, screen, stopping, take_over=take_over)
 
 
-async def _run_here(config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event) -> Result:
+async def _run_here(
+    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, *, take_over: bool
+) -> Result:
     began, before = time.monotonic(), _own_cpu_s()
     spent: dict[str, float] = {}
     try:
         async with served(config, screen.say) as server:
-            ended = await _supervise(config, file, screen, stopping, server, spent)
+            ended = await _supervise(config, file, screen, stopping, server, spent, take_over=take_over)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:
@@ -84,13 +87,13 @@ async def _run_here(config: RunConfig, directory: RunDirectory, file: Path, scre
 
 
 async def _supervise(
-    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float]
+    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float], *, take_over: bool
 ) -> Ended:
     async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
             specs=role_specs(config),
-            spawn=lambda spec, again: _spawn(config, file, spec, take_over=again or server.own),
+            spawn=lambda spec, again: _spawn(config, file, spec, take_over=again or server.own or take_over),
             progress=lambda: watch.progress,
             say=screen.say,
             budget=config.service.restart_budget,
@@ -120,6 +123,19 @@ def _first_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+async def _forget(config: RunConfig, *, force: bool) -> None:
+    """Nothing of the old run stays on a server that is not its own."""
+    if not config.bus.url:
+        return
+    async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
+        alive = await bus.purge(force)
+    if alive:
+        raise UserError(
+            f"the run {config.run.name} is alive on its server ({', '.join(alive)}): stop it first; "
+            f"what was killed counts as alive for up to {config.bus.lease_s:g} s, and --take-over does not wait for that"
+        )
 
 
 def _move_aside(directory: Path, screen: Screen) -> None:

@@ -205,6 +205,9 @@ class Bus(Protocol):
     async def strip(self, seqs: Sequence[int]) -> list[int]:
         """Frees the memory that these dead letters' payloads take; they stay dead. Returns those that were there."""
 
+    async def purge(self, force: bool) -> list[str]:
+        """Removes the whole run from the server. Where somebody lives and it is not forced, changes nothing and returns who."""
+
     async def pause(self, paused: bool) -> None:
         """Stops or restarts admission for the whole run; `paused` asks."""
 

@@ -53,6 +53,17 @@ class OperatorCalls:
         server.dead.update({seq: replace(server.dead[seq], payload=b"") for seq in stripped})
         return stripped
 
+    async def purge(self, force: bool) -> list[str]:
+        """See Bus.purge."""
+        server = await self._reach()
+        now = server.clock()
+        alive = [server.learner[0]] if server.learner and server.learner[1] > now else []
+        alive += sorted(name for name, (_, until) in server.reports.items() if until > now and name not in alive)
+        if alive and not force:
+            return alive
+        server.restart()
+        return []
+
     async def pause(self, paused: bool) -> None:
         """See Bus.pause."""
         (await self._reach()).paused = paused

@@ -35,6 +35,10 @@ class OperatorCalls(RunCalls):
             stripped += await self._script("strip", *seqs[begin : begin + MOST_ENTRIES])
         return stripped
 
+    async def purge(self, force: bool) -> list[str]:
+        """See Bus.purge."""
+        return [name.decode() for name in await self._script("purge", int(force))]
+
     async def pause(self, paused: bool) -> None:
         """See Bus.pause."""
         await self._client.command("HSET", self._key("state"), "paused", int(paused))

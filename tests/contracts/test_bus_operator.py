@@ -119,3 +119,20 @@ async def test_admission_can_be_paused_for_the_whole_run(medium: Medium) -> None
 async def test_the_first_word_on_a_teachers_weights_counts(medium: Medium) -> None:
     one, other = await medium.bus(), await medium.bus()
     assert [await one.vouch("t", "a"), await other.vouch("t", "b"), await other.vouch("u", "b")] == ["a", "a", "b"]
+
+
+async def test_a_purge_leaves_nothing_and_is_refused_while_somebody_lives(medium: Medium) -> None:
+    bus, other = await medium.bus(), await medium.bus(run="other run")
+    await die_and_revive(other)
+    await die_and_revive(bus)
+    await bus.beat("scorer-1", b"report", 30.0)
+    assert await bus.purge(False) == ["learner", "scorer-1"]
+    assert (await bus.state()).live == 3
+    assert await bus.purge(True) == []
+    state = await bus.state()
+    assert (state.cursor, state.live, state.dead, state.term, await bus.lives(), await bus.reports()) == (0, 0, 0, 0, {}, {})
+    assert (await other.state()).live == 3
+    await start_run(bus, 2)
+    assert seqs(await bus.lease([TICKETS], 5, 0)) == [0, 1]
+    await bus.resign(1, "learner")
+    assert await bus.purge(False) == []

@@ -41,8 +41,9 @@ class Example:
 
     def command(self, *arguments: str) -> list[str]:
         name, *rest = arguments
+        actions = [rest.pop(0)] if name == "dead" else []
         sets = [f"--set={key}={value}" for key, value in {**self.settings, "run.dir": self.runs}.items()]
-        return [sys.executable, "-m", "deploy", name, str(CONFIG), *rest, *sets]
+        return [sys.executable, "-m", "deploy", name, *actions, str(CONFIG), *rest, *sets]
 
     def go(self, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end."""
