@@ -72,13 +72,14 @@ async def stormy(directory: Path, settings: Mapping[str, object], limit_s: float
 
 
 async def _trial(directory: Path, settings: Mapping[str, object], limit_s: float, storm: Storm | None) -> Trial:
-    began = time.monotonic()
+    began, deadline = time.monotonic(), time.monotonic() + limit_s
     async with World.begin(directory, settings, MODULES) as world:
         if storm is not None:
             await world.until(lambda: world.step >= 1, limit_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(storm.rage(world), limit_s)
-        await world.until(lambda: False, limit_s - (time.monotonic() - began))
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await storm.rage(world)
+        await world.until(lambda: False, deadline - time.monotonic())
         lines = [post.line for post in world.posts.values()]
         return Trial(
             name=directory.name,
