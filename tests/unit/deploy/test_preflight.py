@@ -48,7 +48,7 @@ def test_a_dry_run_compares_the_tokenizers(tmp_path: Path) -> None:
 
 def test_a_dry_run_says_what_would_run_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(tmp_path, "loss.kind=sampled_reverse_kl")
-    assert run(config, EXAMPLE / "run.toml", fresh=False, dry_run=True) == 0
+    assert run(config, EXAMPLE / "run.toml", fresh=False, take_over=False, dry_run=True) == 0
     said = capsys.readouterr().out
     assert "warning: sampled_reverse_kl with learner.max_staleness = 4 and optimizer.lr = 0.001 is likely to collapse" in said
     assert "the configuration is fine" in said
