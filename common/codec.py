@@ -122,8 +122,7 @@ def _unpack_ticket(h: Header, tail: _Tail) -> Ticket:
     if not (type(seq) is type(attempt) is int and type(prompt_id) is str and type(metadata) is dict):
         raise ValueError("not a ticket")
     for name, value in metadata.items():
-        if not (type(name) is type(value) is str):
-            raise ValueError("metadata that is not text")
+        _must_be(type(name) is type(value) is str, "metadata of texts")
     return Ticket(seq, attempt, prompt_id, tail.ints(length), _sampling(sampling), _slip(slip), _version(min_version), metadata)
 
 
@@ -201,14 +200,15 @@ def _unpack_evaluated(h: Header, tail: _Tail) -> Evaluated:
 
 def _pack_record(r: StepRecord, parts: Parts) -> Header:
     sizes = [_put_bytes(parts, payload) for payload in r.payloads]
-    return (r.term, r.step, r.seqs, r.attempts, r.cursor, r.digest, sizes, r.masked_tokens)
+    return (r.term, r.step, r.seqs, r.attempts, r.cursor, r.digest, sizes, r.masked_tokens, r.origins)
 
 
 def _unpack_record(h: Header, tail: _Tail) -> StepRecord:
-    term, step, seqs, attempts, cursor, digest, sizes, masked = h
-    _must_be(type(seqs) is type(attempts) is tuple and len(seqs) == len(attempts) == len(sizes), "a record with one payload per seq")
-    _must_be(all(type(n) is int for n in (term, step, cursor, masked, *seqs, *attempts)) and type(digest) is str, "a step record")
-    return StepRecord(term, step, seqs, attempts, cursor, digest, tuple([tail.bytes(size).data for size in sizes]), masked)
+    term, step, seqs, attempts, cursor, digest, sizes, masked, origins = h
+    _must_be(type(seqs) is type(attempts) is type(origins) is tuple and len(seqs) == len(attempts) == len(sizes), "one payload per seq")
+    numbers, texts = {*map(type, (term, step, cursor, masked, *seqs, *attempts))}, {*map(type, (digest, *origins))}
+    _must_be(numbers == {int} and texts == {str}, "a step record")
+    return StepRecord(term, step, seqs, attempts, cursor, digest, tuple([tail.bytes(size).data for size in sizes]), masked, origins)
 
 
 def _pack_manifest(m: WeightManifest, parts: Parts) -> Header:  # noqa: ARG001

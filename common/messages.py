@@ -135,6 +135,7 @@ class StepRecord:
     digest: str  # sha256 over the payloads
     payloads: tuple[bytes | memoryview, ...]
     masked_tokens: int = 0  # left out by straggler = mask
+    origins: tuple[str, ...] = ()  # "entry worker" of each: the entry on the bus, and who handed it off; for whoever asks later
 
 
 class WeightFile(NamedTuple):

@@ -124,6 +124,7 @@ def record_of(batch: Sequence[Held], line: Line, max_staleness: int) -> StepReco
         cursor=line.cursor,
         digest=payload_digest(payloads),
         payloads=payloads,
+        origins=tuple(f"{one.lease.entry} {one.lease.by}" for one in batch),
         masked_tokens=sum(_trainable(one.scored.rollout.completion, line.step, max_staleness)[2] for one in stale),
     )
 

@@ -24,7 +24,8 @@ def rollouts(teacher: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One entry that this consumer owns until `lease_s` after its last renewal. `deliveries` > 1: another worker had it before."""
+    """One entry that this consumer owns until `lease_s` after its last renewal. `deliveries` > 1: another worker had it before. `by`: who
+    put it there."""
 
     topic: str
     entry: str
@@ -32,6 +33,7 @@ class Lease:
     attempt: int
     payload: bytes
     deliveries: int
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class MemoryBus(OperatorCalls):
         server.demand_room()
 
         def act(entry: Entry, move: Move) -> None:
-            server.add(move.topic, entry.seq, entry.attempt, move.payload)
+            server.add(move.topic, entry.seq, entry.attempt, move.payload, self._name)
             server.remove(entry.topic, entry.name)
 
         return self._each(moves, act)
@@ -92,7 +92,7 @@ class MemoryBus(OperatorCalls):
                 server.bury(entry, retry.reason)
                 return
             server.retried[retry.reason] += 1
-            server.add(TICKETS if in_ledger(entry.topic) else entry.topic, entry.seq, entry.attempt + 1, retry.ticket)
+            server.add(TICKETS if in_ledger(entry.topic) else entry.topic, entry.seq, entry.attempt + 1, retry.ticket, self._name)
             server.remove(entry.topic, entry.name)
 
         return self._each(retries, act)
@@ -177,7 +177,7 @@ class MemoryBus(OperatorCalls):
         if server.cursor == first:
             server.demand_room()
             for seq, ticket in tickets:
-                server.readmit(seq, ticket)
+                server.readmit(seq, ticket, self._name)
             server.cursor = first + len(tickets)
         return server.cursor
 
@@ -186,7 +186,7 @@ class MemoryBus(OperatorCalls):
         server = await self._reach()
         server.fence(term)
         server.demand_room()
-        added = [seq for seq, ticket in tickets if server.readmit(seq, ticket)]
+        added = [seq for seq, ticket in tickets if server.readmit(seq, ticket, self._name)]
         server.cursor = max([server.cursor, *(seq + 1 for seq in added)])
         return len(added)
 
@@ -274,7 +274,7 @@ class MemoryBus(OperatorCalls):
         server.fence(term)
         server.demand_room()
         for index, payload in payloads:
-            server.add(topic, index, 0, payload)
+            server.add(topic, index, 0, payload, self._name)
 
     async def clear(self, term: int, topic: str) -> None:
         """See Bus.clear."""

@@ -42,7 +42,7 @@ class OperatorCalls:
             letter = server.dead.get(one.seq)
             if letter and letter.attempt + 1 == one.attempt:
                 server.revive(one.seq, server.lives.get(one.seq, 0) + 1)
-                server.add(TICKETS, one.seq, one.attempt, one.ticket)
+                server.add(TICKETS, one.seq, one.attempt, one.ticket, self._name)
                 revived.append(one.seq)
         return revived
 

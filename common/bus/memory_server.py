@@ -27,6 +27,7 @@ class Entry:
     owner: str | None = None
     deliveries: int = 0
     since: float = 0.0
+    by: str = ""
 
 
 class MemoryServer:
@@ -85,9 +86,9 @@ class MemoryServer:
         self._entries += 1
         return f"{self._entries}-0"
 
-    def add(self, topic: str, seq: int, attempt: int, payload: bytes) -> None:
+    def add(self, topic: str, seq: int, attempt: int, payload: bytes, by: str = "") -> None:
         """XADD, and `live` names it."""
-        entry = Entry(topic, self.name(), seq, attempt, bytes(payload))
+        entry = Entry(topic, self.name(), seq, attempt, bytes(payload), by=by)
         self.topics.setdefault(topic, {})[entry.name] = entry
         if in_ledger(topic):
             self.live[seq] = LiveEntry(topic, entry.name, attempt)
@@ -129,11 +130,11 @@ class MemoryServer:
         self.lives[seq] = life
         self.dead.pop(seq, None)
 
-    def readmit(self, seq: int, ticket: bytes) -> bool:
+    def readmit(self, seq: int, ticket: bytes, by: str) -> bool:
         """Adds a ticket unless the seq is live or dead."""
         if seq in self.live or seq in self.dead:
             return False
-        self.add(TICKETS, seq, 0, ticket)
+        self.add(TICKETS, seq, 0, ticket, by)
         return True
 
     def take(self, topic: str, owner: str, count: int, lease_s: float) -> list[Lease]:
@@ -151,7 +152,7 @@ class MemoryServer:
         for entry in taken:
             entry.deliveries += entry.owner != FREE
             entry.owner, entry.since = owner, now
-        return [Lease(topic, entry.name, entry.seq, entry.attempt, entry.payload, entry.deliveries) for entry in taken]
+        return [Lease(topic, entry.name, entry.seq, entry.attempt, entry.payload, entry.deliveries, entry.by) for entry in taken]
 
     def state(self) -> BusState:
         """See Bus.state."""

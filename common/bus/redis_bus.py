@@ -17,7 +17,8 @@ from common.errors import BusFull
 
 _BLOCK_S = 0.25
 """Longest wait on the server at a time: released and expired entries wake nobody, so a waiting worker looks for them in between."""
-_FIELDS = [b"seq", b"attempt", b"payload"]
+_FIELDS = [b"seq", b"attempt", b"payload", b"by"]
+_LONGEST_NAME = 256
 _OUTCOMES: tuple[Outcome, Outcome] = ("refused", "done")
 
 
@@ -83,7 +84,7 @@ class RedisBus(LearnerCalls):
     def _is_sound(self, fields: list[bytes]) -> bool:
         """As lease.lua has it."""
         names, values = fields[::2], fields[1::2]
-        is_ours = names == _FIELDS and len(values) == len(_FIELDS)
+        is_ours = names in (_FIELDS, _FIELDS[:3]) and len(values) == len(names) and len(b"".join(values[3:])) <= _LONGEST_NAME
         return is_ours and values[0].isdigit() and values[1].isdigit() and len(values[2]) <= self._largest_entry
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease]:
@@ -185,5 +186,5 @@ def _places(leases: Sequence[Lease]) -> list[str]:
 
 def _lease(topic: str, entry: bytes, deliveries: int, fields: list[Any]) -> Lease:
     """`fields` are names and values in turn, as XADD got them (Any: redis-py does not type replies)."""
-    _, seq, _, attempt, _, payload = fields
-    return Lease(topic, entry.decode(), int(seq), int(attempt), payload, deliveries)
+    seq, attempt, payload, *by = fields[1::2]
+    return Lease(topic, entry.decode(), int(seq), int(attempt), payload, deliveries, b"".join(by).decode(errors="replace"))

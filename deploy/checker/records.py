@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One journaled step. `fault` says what is wrong with its payloads; `entries` and `workers` are empty in journals without them."""
+    """One journaled step. `fault` says what is wrong with its payloads; `origins`: "entry worker" of each seq, where it is known."""
 
     term: int
     step: int
@@ -57,8 +57,7 @@ class Record:
     masked: int
     samples: tuple[Sample, ...]
     fault: str
-    entries: tuple[str, ...] = ()
-    workers: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,7 @@ def _record(body: bytes) -> Record:
     samples, fault = _samples(payloads)
     if hashlib.sha256(b"".join(payloads)).hexdigest() != digest:
         fault = "its payloads do not have the digest that it names"
-    entries, workers = rest[:2] if len(rest) > 1 else ((), ())
-    return Record(term, step, seqs, attempts, cursor, masked, samples, fault, tuple(entries), tuple(workers))
+    return Record(term, step, seqs, attempts, cursor, masked, samples, fault, tuple(rest[0]) if rest else ())
 
 
 def _samples(payloads: Sequence[bytes]) -> tuple[tuple[Sample, ...], str]:

@@ -68,9 +68,9 @@ def history(journal: Path, listings: Sequence[Listing], look: Look | None, seq: 
 
 def _journaled(record: Record, index: int) -> str:
     text = f"journaled by term {record.term} in step {record.step}, attempt {record.attempts[index]}, cursor {record.cursor}"
-    if index < len(record.entries):
-        entry = record.entries[index]
-        text += f", entry {entry} handed off by {record.workers[index]} at {_when(entry)}"
+    if index < len(record.origins):
+        entry, _, worker = record.origins[index].partition(" ")
+        text += f", entry {entry} handed off by {worker} at {_when(entry)}"
     return text
 
 

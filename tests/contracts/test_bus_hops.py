@@ -205,3 +205,13 @@ async def test_the_cursor_never_falls(medium: Medium) -> None:
     assert await bus.reconcile(1, 3, 0, [], {}, {}) == 5
     assert await bus.bare.reconcile(1, 8, 0, [], {}, {}) == 8
     assert await bus.readmit(1, tickets(5, 6, 7)) == 3
+
+
+async def test_an_entry_names_the_worker_that_put_it_there(medium: Medium) -> None:
+    learner, producer, scorer = await medium.bus("learner-1"), await medium.bus("producer-1"), await medium.bus("scorer-1")
+    await start_run(learner, 2)
+    first, second = await producer.lease([TICKETS], 2, 0)
+    assert first.by == "learner-1"
+    await producer.hand_off([Move(first, ROLLOUTS, b"rollout")])
+    await producer.retry([Retry(second, b"again", "why")], 3)
+    assert [lease.by for lease in await scorer.lease([ROLLOUTS, TICKETS], 2, 0)] == ["producer-1", "producer-1"]

@@ -50,7 +50,7 @@ local known_topics = {}
 
 -- Appends to a topic; returns what `live` has to say of it.
 local function append(topic, seq, attempt, payload)
-  local entry = redis.call('XADD', key(topic), '*', 'seq', seq, 'attempt', attempt, 'payload', payload)
+  local entry = redis.call('XADD', key(topic), '*', 'seq', seq, 'attempt', attempt, 'payload', payload, 'by', ME)
   if not known_topics[topic] then redis.call('SADD', key('topics'), topic) end
   known_topics[topic] = true
   return entry .. ' ' .. attempt .. ' ' .. topic

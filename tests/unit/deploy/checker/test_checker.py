@@ -83,6 +83,12 @@ def test_a_double_application_across_a_change_of_term_comes_with_its_history(tmp
     ]
 
 
+def test_the_history_says_which_worker_handed_which_entry_off_and_when(tmp_path):
+    run = over_two_terms(tmp_path / "r")
+    run.write(2, [record_of(2, 6, [4], cursor=5, origins=("1700000000123-4 scorer-a1",))])
+    assert "entry 1700000000123-4 handed off by scorer-a1 at 2023-11-14T22:13:20.123+00:00" in run.audit().history[-1]
+
+
 def test_a_zombies_record_in_the_survivors_journal_is_named(tmp_path):
     run = over_two_terms(tmp_path / "r")
     run.write(1, [record_of(1, 6, [5])], into=2)
