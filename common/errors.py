@@ -11,6 +11,7 @@ RefluxError
 ├── LearnerActive        another learner holds the run's lease
 ├── ServersUnreachable   no SGLang server of a role is in rotation, or all are full, for too long
 ├── WireError            bytes that are not a message of this schema
+│   └── OtherSchema      a message of another version of Reflux: no sample's fault, so the reader stops
 ├── WeightsError         a manifest or weight file that cannot be trusted or read
 └── Rejected             one sample that cannot be used; `reason` goes to the dead letters
 """
@@ -60,6 +61,10 @@ class ServersUnreachable(RefluxError):
 
 class WireError(RefluxError):
     """Bytes that are no message of this schema version."""
+
+
+class OtherSchema(WireError):
+    """A message that another version of Reflux wrote."""
 
 
 class WeightsError(RefluxError):

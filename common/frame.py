@@ -12,7 +12,7 @@ from typing import Any  # the header's values are only known after they are chec
 
 import msgpack
 
-from common.errors import WireError
+from common.errors import OtherSchema, WireError
 
 SCHEMA = 1
 MAX_FRAME_BYTES = 1 << 30
@@ -45,7 +45,7 @@ def open_frame(frame: Buffer, most: Callable[[int], int]) -> tuple[int, Header, 
     if magic != _MAGIC:
         raise WireError("these bytes are no Reflux message (wrong magic)")
     if schema != SCHEMA:
-        raise WireError(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
+        raise OtherSchema(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
     end = _PREFIX.size + length
     if length > most(kind) or end + -length % 4 > len(frame):
         raise WireError(f"a header of {length} bytes does not fit its frame of {len(frame)}")

@@ -29,7 +29,7 @@ from common.bus.acl import Role
 from common.bus.base import Bus, Lease
 from common.bus.login import metrics_token
 from common.config import RunConfig, load_config
-from common.errors import RefluxError, Superseded, UserError
+from common.errors import OtherSchema, RefluxError, Superseded, UserError
 from common.leases import LeaseKeeper
 from common.pulse import Pulse, Report
 
@@ -88,7 +88,7 @@ def run_service(role: Role, body: Body, configure: Callable[[], RunConfig]) -> i
 def _exit_code(role: str, error: BaseException) -> int:
     if isinstance(error, RefluxError):
         print(f"reflux {role}: {error}", file=sys.stderr)  # noqa: T201 - the user's sentence
-        return EXIT_USER if isinstance(error, UserError | Superseded) else EXIT_FAILED
+        return EXIT_USER if isinstance(error, UserError | Superseded | OtherSchema) else EXIT_FAILED
     if isinstance(error, asyncio.CancelledError):
         return EXIT_DONE
     traceback.print_exception(error)

@@ -16,7 +16,7 @@ from typing import Any
 from common.bus.base import EVAL, EVALUATED, Bus
 from common.codec import decode, encode
 from common.config.sections import EvaluationSection
-from common.errors import WireError
+from common.errors import OtherSchema, WireError
 from common.messages import Evaluated, Version, WeightManifest
 from common.pulse import Pulse
 from learner.directory import RunDirectory
@@ -178,6 +178,8 @@ class Evaluator:
 def _answer(payload: bytes) -> Evaluated | None:
     try:
         message = decode(payload, Evaluated)
+    except OtherSchema:
+        raise
     except WireError as error:
         _log.warning("an answer that cannot be read", extra={"error": str(error)})
         return None

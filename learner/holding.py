@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from common.bus.base import Burial, Bus, Lease, Retry
 from common.codec import decode, encode
-from common.errors import WireError
+from common.errors import OtherSchema, WireError
 from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, Ticket, Version
 from common.pulse import Pulse
@@ -119,6 +119,8 @@ class Holding:
             for lease in leases:
                 try:
                     self.held[lease.seq] = _read(lease)
+                except OtherSchema:
+                    raise
                 except (WireError, ValueError) as error:
                     unusable.append(Burial(lease, f"unusable: {error}"))
         if unusable:

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from common.codec import decode, encode
-from common.errors import WireError
+from common.errors import OtherSchema, WireError
 from common.messages import StepRecord, Version
 from common.pulse import Pulse
 from learner.disk import sync_directory, term_number
@@ -142,6 +142,8 @@ def _frames(segment: Path) -> Iterator[StepRecord]:
                 continue
             try:
                 record = decode(body, StepRecord)
+            except OtherSchema as error:
+                raise OtherSchema(f"{segment} holds {error}, the one that wrote it") from None
             except WireError as error:
                 _log.warning("journal: an unreadable frame ends the reading", extra={"segment": str(segment), "error": str(error)})
                 return

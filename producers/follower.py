@@ -11,7 +11,7 @@ import logging
 
 from common.bus.base import Bus
 from common.codec import decode
-from common.errors import WeightsError, WireError
+from common.errors import OtherSchema, WeightsError, WireError
 from common.messages import Version, WeightManifest
 from common.pulse import Pulse
 from common.weights.base import WeightStore
@@ -58,6 +58,8 @@ class WeightsFollower:
                 if manifest.version <= self._engine.version:
                     return unread
                 await self._engine.update_weights(manifest, await self._store.fetch(manifest))
+            except OtherSchema:
+                raise
             except (WireError, WeightsError) as error:
                 if payload != told:
                     log.warning("passes over a weight version", extra={"reason": str(error)})

@@ -17,7 +17,7 @@ from typing import ClassVar
 from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollouts
 from common.codec import decode, encode
 from common.config import RunConfig
-from common.errors import Rejected, WireError
+from common.errors import OtherSchema, Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import Evaluated, Rollout, ScoredRollout, Ticket
 from common.pulse import Pulse
@@ -143,6 +143,8 @@ class Producer:
             with self._worker.keeper.computing([lease]):
                 completion = await self._engine.generate(ticket)
             self._finished.put_nowait((lease, Rollout(ticket, completion)))
+        except OtherSchema:
+            raise
         except (Rejected, WireError) as error:
             self._finished.put_nowait(Burial(lease, str(error)))
         finally:

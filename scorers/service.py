@@ -19,7 +19,7 @@ from typing import ClassVar, TypeVar
 
 from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
 from common.codec import decode, encode
-from common.errors import ConfigError, Rejected, WireError
+from common.errors import ConfigError, OtherSchema, Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import ScoredRollout, TeacherScore
 from common.service import Worker
@@ -132,6 +132,8 @@ class Scorer:
             for lease in leases:
                 try:
                     jobs.append(Job(lease, self._sample_of(lease)))
+                except OtherSchema:
+                    raise
                 except (WireError, Rejected) as error:
                     burials.append(Burial(lease, str(error)))
         await self._bury(burials)

@@ -15,7 +15,7 @@ from common.bus.embedded import EmbeddedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(400)]
 
-STEPS = 40
+STEPS = 100
 Ask = Callable[[Callable[[Bus], Coroutine[Any, Any, Any]]], Any]
 
 
@@ -49,8 +49,11 @@ def test_a_run_on_a_shared_server_in_the_hands_of_a_person(example, shared: Ask)
 
     assert example.go("resume").returncode == 0
     example.wait_for(lambda: shared(bury_one) is not None, "a ticket to bury")
+    example.go("pause")  # it must not be over before it is tried again
     assert "1 samples were given up" in example.go("dead", "list").stdout
-    assert example.go("dead", "retry", "--all").stdout == "1 samples will be tried again\n"
+    retried = example.go("dead", "retry", "--all")
+    assert retried.stdout == "1 samples will be tried again\n", retried.stderr
+    example.go("resume")
 
     example.started[-1].kill()
     example.started[-1].wait()

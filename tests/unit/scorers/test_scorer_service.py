@@ -9,7 +9,7 @@ from tiny_models import make_rollout
 from common.bus.memory import MemoryBus
 from common.bus.memory_server import MemoryServer
 from common.codec import decode, encode
-from common.errors import ConfigError
+from common.errors import ConfigError, OtherSchema
 from common.messages import ScoredRollout
 from scorers.__main__ import teacher_of
 from scorers.service import Scorer, _same_for_all
@@ -270,3 +270,15 @@ async def test_a_scorer_with_other_weights_than_the_run_began_with_does_not_star
     await _same_for_all(bus, "other", "sha256:2")
     with pytest.raises(ConfigError, match="other weights"):
         await _same_for_all(bus, "t", "sha256:2")
+
+
+async def test_a_rollout_of_another_version_ends_the_scorer_and_stays() -> None:
+    server = filled(2)
+    for entry in server.topics["rollouts:t"].values():
+        entry.payload = entry.payload[:4] + b"\x02\x00" + entry.payload[6:]
+    worker = worker_of(server, config_of())
+    with pytest.raises(ExceptionGroup) as caught:
+        async with serving(worker, FakeTeacher("t")):
+            await asyncio.sleep(0.1)
+    assert caught.group_contains(OtherSchema, match="run the same version everywhere")
+    assert (len(server.payloads("rollouts:t")), server.dead) == (2, {})

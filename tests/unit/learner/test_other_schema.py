@@ -1,0 +1,37 @@
+"""What another version of Reflux wrote stops the learner with one sentence; none of it is given up, skipped or sampled again."""
+
+import struct
+import zlib
+
+import pytest
+from learner_fakes import record_from, scored_rollout
+from test_holding import Bench
+
+from common.codec import encode
+from common.errors import OtherSchema
+from learner import journal
+from learner.journal import Journal
+
+
+def of_schema_2(frame: bytes) -> bytes:
+    return frame[:4] + struct.pack("<H", 2) + frame[6:]
+
+
+async def test_a_journal_of_another_version_is_not_taken_for_a_torn_one(tmp_path):
+    log = Journal(tmp_path, 1)
+    await log.append(record_from(1, 1, [0]))
+    log.close()
+    (segment,) = (tmp_path / "term000001").iterdir()
+    body = of_schema_2(encode(record_from(1, 2, [1])))
+    with segment.open("ab") as file:
+        file.write(struct.pack("<II", len(body), zlib.crc32(body)) + body)
+    with pytest.raises(OtherSchema, match="holds a message of schema 2, but this Reflux speaks schema 1"):
+        list(journal.records(tmp_path, 1))
+
+
+async def test_a_scored_rollout_of_another_version_is_not_buried():
+    bench = Bench()
+    leases = await bench.score(2, payload=lambda seq: of_schema_2(encode(scored_rollout(seq))))
+    with pytest.raises(OtherSchema, match="run the same version everywhere"):
+        await bench.holding.take_in(leases)
+    assert (await bench.balanced()).dead == 0
