@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stand_in import stand_in
 
+from common.config import parse_config
 from common.errors import Rejected
 from common.messages import Completion, Rollout, Sampling, Span, TeacherScore, TeacherShare, Ticket, Version
 from common.pulse import Pulse
@@ -17,19 +19,22 @@ VOCABULARY = 31
 TOP_K = 4
 
 
-@asynccontextmanager
-async def torch_teacher(directory: Path) -> AsyncIterator[Teacher]:
+def save_model(directory: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from scorers.teachers.torch.digest import weights_digest
-    from scorers.teachers.torch.loading import load_causal_model
-    from scorers.teachers.torch.teacher import TorchTeacher
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.5, **shape))
-    model.save_pretrained(directory)
+    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.5, **shape)).save_pretrained(directory)
+
+
+@asynccontextmanager
+async def torch_teacher(directory: Path) -> AsyncIterator[Teacher]:
+    from scorers.teachers.torch.digest import weights_digest
+    from scorers.teachers.torch.loading import load_causal_model
+    from scorers.teachers.torch.teacher import TorchTeacher
+
+    save_model(directory)
     teacher = TorchTeacher(
         name="t",
         model=load_causal_model(directory, torch.float32, torch.device("cpu")),
@@ -43,7 +48,28 @@ async def torch_teacher(directory: Path) -> AsyncIterator[Teacher]:
     await teacher.aclose()
 
 
-ADAPTERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Teacher]]] = {"torch": torch_teacher}
+@asynccontextmanager
+async def sglang_teacher(directory: Path) -> AsyncIterator[Teacher]:
+    from scorers.teachers import open_teacher
+
+    save_model(directory)
+    async with stand_in(directory) as one, stand_in(directory) as two:
+        section = {"path": str(directory), "kind": "sglang", "urls": [one.url, two.url], "top_k": TOP_K}
+        config = parse_config(
+            {
+                "run": {"name": "r"},
+                "model": {"student": str(directory)},
+                "teachers": {"t": section},
+                "data": {"prompts": "p"},
+                "evaluation": {"prompts": 0},
+            }
+        )
+        teacher = open_teacher(config, "t", Pulse())
+        yield teacher
+        await teacher.aclose()
+
+
+ADAPTERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Teacher]]] = {"torch": torch_teacher, "sglang": sglang_teacher}
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -111,3 +137,14 @@ async def test_a_bad_rollout_is_rejected_with_a_reason_and_spoils_nothing(teache
 
 async def test_no_rollouts_give_no_scores(teacher: Teacher) -> None:
     assert await teacher.score([]) == []
+
+
+async def test_servers_give_the_torch_teachers_log_probabilities(tmp_path: Path) -> None:
+    rollouts = mixed_rollouts()
+    async with torch_teacher(tmp_path) as here, sglang_teacher(tmp_path) as there:
+        ours, theirs = await here.score(rollouts), await there.score(rollouts)
+        assert here.digest == there.digest
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(one.top_ids, other.top_ids)

@@ -101,6 +101,10 @@ class Batch:
         if self._requests.get(request.row) is request:
             self._release([request.row])
 
+    def so_far(self, request: Request) -> Completion:
+        """What a request in flight has sampled up to now; its reason to finish means nothing yet."""
+        return self._answers.completion(request)
+
     def swapped(self, version: Version) -> None:
         """What is sampled from now on comes from `version`; keys and values stay (docs/adr/0001)."""
         for row, request in self._requests.items():
