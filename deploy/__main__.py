@@ -38,6 +38,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     config = open_target(arguments.target, overrides_of(arguments))
     calls: Mapping[str, Callable[[], int]] = {
         "run": lambda: _run(config, arguments),
+        "up": lambda: commands.up(config, arguments.target, ray=arguments.ray, fresh=arguments.fresh),
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
         "replay": lambda: commands.replay(config),

@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="reflux", description="Streaming on-policy distillation of language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run, or resume, everything on this machine"))
+    _add_up(commands.add_parser("up", help="the same with the roles as actors of a Ray cluster"))
     for name, text in (
         ("status", "what a run does now, or how it ended"),
         ("audit", "prove from the journal that every sample had its effect exactly once"),
@@ -39,6 +40,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_up(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument(
+        "--ray", required=True, metavar="ADDRESS", help="HOST:PORT, ray://HOST:PORT, auto, or local for one on this machine"
+    )
+    _add_counts(parser)
+    parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
+
+
+def _add_counts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--producers", type=int, metavar="N", help="sampling processes (producer.count)")
+    parser.add_argument("--scorers", type=int, metavar="N", help="scoring processes per teacher (scorer.count)")
+    parser.add_argument("--learner-ranks", type=int, metavar="N", help="learner processes (learner.ranks)")
+
+
 def _add_dead(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_target(actions.add_parser("list", help="which, and why"))
@@ -57,9 +73,7 @@ def _add_dead(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="CONFIG", help=_TARGET)
     _add_set(parser)
-    parser.add_argument("--producers", type=int, metavar="N", help="sampling processes (producer.count)")
-    parser.add_argument("--scorers", type=int, metavar="N", help="scoring processes per teacher (scorer.count)")
-    parser.add_argument("--learner-ranks", type=int, metavar="N", help="learner processes (learner.ranks)")
+    _add_counts(parser)
     parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
     parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")

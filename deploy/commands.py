@@ -40,18 +40,35 @@ def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_ru
     was_finished = not fresh and RunDirectory(config.directory).result.exists()
     with open_screen(console, config.run.name, config.learner.steps) as screen:
         result = asyncio.run(run_async(config, screen=screen, fresh=fresh, take_over=take_over))
-    _tell(result, target, was_finished=was_finished, console=console)
+    _tell(result, f"reflux run {target}", was_finished=was_finished, console=console)
     return 0
 
 
-def _tell(result: Result, target: Path, *, was_finished: bool, console: Console) -> None:
+def up(config: RunConfig, target: Path, *, ray: str, fresh: bool) -> int:
+    """`reflux up --ray`."""
+    from deploy.local import run_async
+    from deploy.screen import open_screen
+
+    try:
+        from deploy import cluster
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed here: pip install 'reflux[ray]'") from None
+    console = Console()
+    was_finished = not fresh and RunDirectory(config.directory).result.exists()
+    with cluster.cluster(ray, config), open_screen(console, config.run.name, config.learner.steps) as screen:
+        result = asyncio.run(run_async(config, screen=screen, fresh=fresh, spawn=cluster.spawn))
+    _tell(result, f"reflux up --ray {ray} {target}", was_finished=was_finished, console=console)
+    return 0
+
+
+def _tell(result: Result, command: str, *, was_finished: bool, console: Console) -> None:
     directory = RunDirectory(result.directory)
     if not result.finished:
-        _say(console, f"the run has stopped and is kept in {directory.root}: `reflux run {target}` goes on where it was")
+        _say(console, f"the run has stopped and is kept in {directory.root}: `{command}` goes on where it was")
         return
     console.print(result_table(directory, result.values))
     if was_finished:
-        _say(console, f"this run is finished: `reflux run {target} --fresh` begins anew (the old run is moved aside)")
+        _say(console, f"this run is finished: `{command} --fresh` begins anew (the old run is moved aside)")
 
 
 def _dry_run(config: RunConfig, console: Console) -> int:

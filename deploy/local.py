@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
@@ -29,13 +30,20 @@ from deploy.result import Result, Usage, add_usage, complete_result
 from deploy.roles import RoleSpec, environment, role_specs
 from deploy.screen import Screen, open_screen
 from deploy.server import Served, served
-from deploy.supervisor import Ended, Supervisor
+from deploy.supervisor import Ended, Running, Supervisor
 from deploy.target import saved_config
 from deploy.watch import Watch
 from learner.collapse import known_collapse
 from learner.directory import RunDirectory
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Spawn(Protocol):
+    """Starts a role and returns at once."""
+
+    def __call__(self, config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Running:
+        """`file` is the run's resolved configuration."""
 
 
 class RunFailed(RefluxError):
@@ -48,8 +56,11 @@ def run(config: RunConfig, *, fresh: bool = False) -> Result:
         return asyncio.run(run_async(config, screen=screen, fresh=fresh))
 
 
-async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False, take_over: bool = False) -> Result:
-    """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live."""
+async def run_async(
+    config: RunConfig, *, screen: Screen, fresh: bool = False, take_over: bool = False, spawn: Spawn | None = None
+) -> Result:
+    """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live; `spawn`
+    starts a role elsewhere than as a process of this one."""
     with only_supervisor(config.directory):
         if fresh:
             await _forget(config, force=take_over)
@@ -62,17 +73,17 @@ async def run_async(config: RunConfig, *, screen: Screen, fresh: bool = False, t
         if warning := known_collapse(config):
             screen.say(f"warning: {warning}")
         with _stops_on_signals() as stopping, saved_config(config) as file:
-            return await _run_here(config, directory, file, screen, stopping, take_over=take_over)
+            return await _run_here(config, directory, file, screen, stopping, _forcing(spawn or _spawn, take_over=take_over))
 
 
 async def _run_here(
-    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, *, take_over: bool
+    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, spawn: Spawn
 ) -> Result:
     began, before = time.monotonic(), _own_cpu_s()
     spent: dict[str, float] = {}
     try:
         async with served(config, screen.say) as server:
-            ended = await _supervise(config, file, screen, stopping, server, spent, take_over=take_over)
+            ended = await _supervise(config, file, screen, stopping, server, spent, spawn)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:
@@ -87,13 +98,13 @@ async def _run_here(
 
 
 async def _supervise(
-    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float], *, take_over: bool
+    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float], spawn: Spawn
 ) -> Ended:
     async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
             specs=role_specs(config),
-            spawn=lambda spec, again: _spawn(config, file, spec, take_over=again or server.own or take_over),
+            spawn=lambda spec, again: spawn(config, file, spec, take_over=again or server.own),
             progress=lambda: watch.progress,
             say=screen.say,
             budget=config.service.restart_budget,
@@ -111,6 +122,16 @@ async def _supervise(
     if server.own:
         spent["server"] = server.cpu_s()
     return ended
+
+
+def _forcing(spawn: Spawn, *, take_over: bool) -> Spawn:
+    """The same, which with `take_over` takes over in any case."""
+    forced = take_over
+
+    def start(config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Running:
+        return spawn(config, file, spec, take_over=take_over or forced)
+
+    return start
 
 
 def _spawn(config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Process:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from common.config.sections import (
     OPERATIONAL,
     BusSection,
+    ClusterSection,
     DataSection,
     EvaluationSection,
     LearnerSection,
@@ -53,6 +54,7 @@ class RunConfig(Section):
     scorer: ScorerSection = ScorerSection()
     weights: WeightsSection = WeightsSection()
     service: ServiceSection = ServiceSection()
+    cluster: ClusterSection = ClusterSection()
 
     @property
     def directory(self) -> Path:
