@@ -39,6 +39,7 @@ _IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to
 _LOOK_S = 0.25
 _GRACE_LOOKS = 8
 _GOODBYE_S = 5.0
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -177,6 +178,8 @@ async def _start(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Pro
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if sys.platform in _LOOPBACK:
+        common["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]  # else gloo listens where the host's name leads
     os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
     return [
         await asyncio.create_subprocess_exec(

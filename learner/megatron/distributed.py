@@ -1,21 +1,25 @@
 """Process groups of this rank: torch.distributed, and Megatron's division of it.
 
 Guarantees: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, as torchrun sets them, decide who takes part; without
-them this process is a group of its own, which opens no port. Gloo where there is no CUDA, NCCL where there is.
+them this process is a group of its own, which opens no port; with a MASTER_ADDR of 127.0.0.1 the ranks meet on loopback alone. Gloo
+where there is no CUDA, NCCL where there is.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import os
+import socket
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from common.errors import ConfigError
+
+_LOOPBACK = "127.0.0.1"
 
 
 def device() -> torch.device:
@@ -34,11 +38,25 @@ def start(*, tensor_parallel: int, seed: int, timeout_s: float) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = dt.timedelta(seconds=timeout_s)
     if size > 1:
-        dist.init_process_group(backend, timeout=timeout)
+        _join(backend, size, timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def _join(backend: str, size: int, timeout: dt.timedelta) -> None:
+    """On one machine by a store of our own, which listens where we bound it: torch's own listens on every interface."""
+    if os.environ.get("MASTER_ADDR") != _LOOPBACK or "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+    listening = -1
+    if rank == 0:
+        with socket.create_server((_LOOPBACK, port)) as server:
+            listening = server.detach()
+    store = TCPStore(_LOOPBACK, port, size, rank == 0, timeout=timeout, master_listen_fd=listening if rank == 0 else None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def stop() -> None:
