@@ -85,7 +85,7 @@ class RedisBus(LearnerCalls):
         """As lease.lua has it."""
         names, values = fields[::2], fields[1::2]
         is_ours = names in (_FIELDS, _FIELDS[:3]) and len(values) == len(names) and len(b"".join(values[3:])) <= _LONGEST_NAME
-        return is_ours and values[0].isdigit() and values[1].isdigit() and len(values[2]) <= self._largest_entry
+        return is_ours and all(number.isdigit() and len(number) <= 18 for number in values[:2]) and len(values[2]) <= self._largest_entry
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease]:
         """See Bus.renew."""

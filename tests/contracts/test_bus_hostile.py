@@ -44,6 +44,7 @@ async def test_entries_of_another_shape_are_thrown_out(medium: Medium) -> None:
     await start_run(bus, 1)
     stream = f"reflux:{{{medium.run}}}:{TICKETS}"
     strange = [{"a": "b"}, {"seq": 0, "attempt": 0}, {"seq": -1, "attempt": 0, "payload": ""}, {"payload": "", "seq": 0, "attempt": 0}]
+    strange += [{"seq": "9" * 5000, "attempt": 0, "payload": ""}, {"seq": 0, "attempt": 0, "payload": "", "by": "x" * 300}]
     with redis.Redis.from_url(medium.url) as client:
         for fields in strange:
             client.xadd(stream, fields)

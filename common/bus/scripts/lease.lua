@@ -7,9 +7,12 @@ local largest, last = tonumber(ARGV[6]), 7 + ARGV[7]
 local out, held = {}, {}
 for i = last + 1, #ARGV do held[ARGV[i]] = true end
 
+local function is_number(text) return #text <= 18 and string.find(text, '^%d+$') end
+
 local function give(topic, entry, deliveries, fields)
-  local is_ours = (#fields == 6 or #fields == 8 and fields[7] == 'by' and #fields[8] <= 256) and fields[1] == 'seq' and fields[3] == 'attempt' and fields[5] == 'payload'
-  is_ours = is_ours and string.find(fields[2], '^%d+$') and string.find(fields[4], '^%d+$')
+  local is_ours = #fields == 6 or #fields == 8 and fields[7] == 'by' and #fields[8] <= 256
+  is_ours = is_ours and fields[1] == 'seq' and fields[3] == 'attempt' and fields[5] == 'payload'
+  is_ours = is_ours and is_number(fields[2]) and is_number(fields[4])
   if is_ours and #fields[6] <= largest then
     out[#out + 1] = {topic, entry, deliveries, fields}
     return
