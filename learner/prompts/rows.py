@@ -95,9 +95,11 @@ def _read_parquet(file: Path, content: bytes) -> Iterator[Row]:
     try:
         opened = parquet.ParquetFile(pa.BufferReader(content))
         table = opened.read(columns=[name for name in opened.schema_arrow.names if name in FIELDS])
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)  # text that is no UTF-8, and offsets that would be read as they are
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"{file} is no readable Parquet file: {error}") from None
-    for number, fields in enumerate(table.to_pylist(), 1):
+    for number, fields in enumerate(rows, 1):
         yield _row(f"{file} row {number}", fields)
 
 
