@@ -58,7 +58,7 @@ def main() -> int:
     for failure in outcome.failures:
         print(f"FAILED: {failure}")
     kept = f"; the runs' files are in {place}" if outcome.failures or arguments.keep else ""
-    print(f"{len(outcome.injected)} faults; the record is in {arguments.out}{kept}")
+    print(f"{len(outcome.injected)} faults of {arguments.faults} asked for; the record is in {arguments.out}{kept}")
     if not outcome.failures and not arguments.keep:
         shutil.rmtree(place)
     return 1 if outcome.failures else 0
