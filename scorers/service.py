@@ -248,20 +248,27 @@ async def score(worker: Worker, name: str) -> None:
     worker.pulse.set(teacher=name)
     worker.pulse.state(f"loads teacher {name}")
     teacher, examination = await open_checked(worker.config, name, worker.pulse)
-    await _same_for_all(worker.bus, name, teacher.digest)
+
+    async def complaint() -> str:
+        return await _other_weights(worker.bus, name, teacher.digest) or await examination.complaint()
+
+    if other := await _other_weights(worker.bus, name, teacher.digest):
+        raise ConfigError(other)
     gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("scores")
     try:
-        await Scorer(worker=worker, teacher=teacher, name=name, examine=examination.complaint).run()
+        await Scorer(worker=worker, teacher=teacher, name=name, examine=complaint).run()
     finally:
         await teacher.aclose()
 
 
-async def _same_for_all(bus: Bus, name: str, digest: str) -> None:
-    """Raises ConfigError where the run was begun with other weights under this teacher's name."""
+async def _other_weights(bus: Bus, name: str, digest: str) -> str:
+    """A complaint where the run was begun with other weights under this teacher's name; said again, it is known also to a server that
+    came back empty."""
     first = await bus.vouch(name, digest)
-    if first != digest:
-        raise ConfigError(
-            f"teacher {name} has other weights ({digest}) than those that this run was begun with ({first}): "
-            f"restore them in teachers.{name}.path, or begin anew with --fresh"
-        )
+    if first == digest:
+        return ""
+    return (
+        f"teacher {name} has other weights ({digest}) than those that this run was begun with ({first}): "
+        f"restore them in teachers.{name}.path, or begin anew with --fresh"
+    )
