@@ -98,7 +98,16 @@ def _absolute(values: dict[str, Any], base: Path) -> None:
     for parent, name in _path_slots(values):
         text = parent[name]
         if isinstance(text, str) and text and not text.startswith("datasets:"):
-            parent[name] = str(base / Path(text).expanduser())
+            parent[name] = str(base / _expanded(name, text))
+
+
+def _expanded(key: str, text: str) -> Path:
+    if "\0" in text:
+        raise ConfigError(f"{key} = {text!r} cannot be a path: it holds a null character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key} = {text!r} begins with the home directory of somebody unknown: write the path out") from None
 
 
 def _path_slots(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
