@@ -87,6 +87,7 @@ class Server:
         self.changing = asyncio.Lock()  # held while it is probed or its weights change
         self._keys = keys
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     def enter(self, tokens: int) -> None:
         """A request is on its way."""
@@ -132,12 +133,15 @@ class Server:
         return self._reply(path, status, text)
 
     async def aclose(self) -> None:
-        """Calls under way are broken off."""
+        """Calls under way are broken off, and none begins any more."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
         """On the event loop that asks, which is not the one that built this."""
+        if self._closed:
+            raise NotSent(f"{self.url} is not asked any more")
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=INFO_DEADLINE_S)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -41,6 +42,7 @@ class Endpoints:
             "/continue_generation": self._continue,
             "/flush_cache": self._flush,
             "/update_weights_from_disk": self._update,
+            "/weights_checker": self._check,
         }
 
     def application(self) -> web.Application:
@@ -124,6 +126,12 @@ class Endpoints:
         message = failure or f"Succeeded to update model weights.{told}"
         said = {"success": failure is None, "message": message, "num_paused_requests": 0}
         return web.json_response(said, status=400 if failure else 200)
+
+    async def _check(self, _body: dict[str, Any]) -> web.Response:
+        sums = await asyncio.to_thread(self._service.model.checksums)
+        total = hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()
+        said = {"success": True, "message": "Success.", "ranks": [{"checksums": sums}], "per_engine_checksum": total}
+        return web.json_response(said)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from common.config import RunConfig
-from common.errors import ConfigError
 from common.pulse import Pulse
 from producers.engines.base import Engine
 
@@ -19,4 +18,6 @@ def open_engine(config: RunConfig, pulse: Pulse, loop: asyncio.AbstractEventLoop
 
             return open_torch_engine(config, pulse, loop)
         case "sglang":
-            raise ConfigError('producer.kind = "sglang" is not in this version yet: write producer.kind = "torch"')
+            from producers.engines.sglang.opening import open_sglang_engine
+
+            return open_sglang_engine(config)

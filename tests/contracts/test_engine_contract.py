@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 import torch
+from stand_in import stand_in
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.config import RunConfig
@@ -26,6 +27,8 @@ VOCABULARY, CONTEXT, SLOTS = 40, 2048, 4
 class Adapter(Protocol):
     """What a test needs of an engine under test: it never stops by itself, has SLOTS slots and starts at version (0, 0)."""
 
+    seeded: bool  # its draws depend on the run's seed and the ticket alone
+
     def open(self, seed: int = 1) -> AbstractAsyncContextManager[Engine]: ...
 
     def publish(self, version: Version) -> tuple[WeightManifest, Path]: ...
@@ -34,12 +37,19 @@ class Adapter(Protocol):
 class TorchAdapter:
     """The embedded engine on a random student."""
 
+    seeded = True
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._save(directory / "student", seed=0)
 
     @asynccontextmanager
     async def open(self, seed: int = 1) -> AsyncIterator[Engine]:
+        async with self._opened({"kind": "torch"}, seed) as engine:
+            yield engine
+
+    @asynccontextmanager
+    async def _opened(self, producer: dict[str, object], seed: int) -> AsyncIterator[Engine]:
         student = self._directory / "student"
         engine = open_engine(
             RunConfig.model_validate(
@@ -50,7 +60,7 @@ class TorchAdapter:
                     "data": {"prompts": "none", "max_prompt_tokens": 32},
                     "sampling": {"max_new_tokens": 64},
                     "evaluation": {"prompts": 0},
-                    "producer": {"kind": "torch", "slots": SLOTS, "refill_share": 0.25},
+                    "producer": {"slots": SLOTS, "refill_share": 0.25, **producer},
                 }
             ),
             Pulse(),
@@ -86,11 +96,29 @@ class TorchAdapter:
         Qwen3ForCausalLM(config).save_pretrained(directory)
 
 
-@pytest.fixture(params=["torch"])
+class SglangAdapter(TorchAdapter):
+    """The same student on two servers."""
+
+    seeded = False
+
+    @asynccontextmanager
+    async def open(self, seed: int = 1) -> AsyncIterator[Engine]:
+        student = self._directory / "student"
+        async with (
+            stand_in(student, slots=SLOTS) as one,
+            stand_in(student, slots=SLOTS) as two,
+            self._opened({"kind": "sglang", "urls": [one.url, two.url]}, seed) as engine,
+        ):
+            yield engine
+
+
+@pytest.fixture(params=["torch", "sglang"])
 def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> Adapter:
     match request.param:
         case "torch":
             return TorchAdapter(tmp_path)
+        case "sglang":
+            return SglangAdapter(tmp_path)
     raise AssertionError(request.param)
 
 
@@ -126,6 +154,8 @@ async def test_a_stop_token_ends_the_answer_and_belongs_to_it(adapter: Adapter) 
 
 
 async def test_a_draw_depends_on_seed_seq_attempt_and_evaluation_alone(adapter: Adapter) -> None:
+    if not adapter.seeded:
+        pytest.skip("servers draw as they like")
     prompt = np.array([3, 1, 4], np.int32)
     tickets = [
         ticket(1, 30, prompt_ids=prompt),
@@ -174,11 +204,13 @@ async def test_weights_change_between_two_tokens_and_no_request_is_lost(adapter:
 async def test_unusable_weights_are_refused_and_the_old_ones_go_on(adapter: Adapter) -> None:
     manifest, directory = adapter.publish(Version(1, 1))
     async with adapter.open() as engine:
-        before = await engine.generate(ticket(1, 10))
+        greedy = Sampling(temperature=0.0, max_new_tokens=10, stop_token_ids=())
+        asked = ticket(1, 10, sampling=greedy, metadata={"evaluation": "e"})
+        before = await engine.generate(asked)
         with pytest.raises(WeightsError):
             await engine.update_weights(manifest, directory / "absent")
         assert engine.version == Version(0, 0)
-        after = await engine.generate(ticket(1, 10))
+        after = await engine.generate(asked)
     np.testing.assert_array_equal(before.response_ids, after.response_ids)
 
 

@@ -1,0 +1,1 @@
+"""A student sampled by SGLang servers."""

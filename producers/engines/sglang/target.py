@@ -1,0 +1,34 @@
+"""The weights that servers are to hold, and the label under which a server reports them: equal labels mean equal weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.messages import Version, WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A full, local directory that the servers can read under the same path."""
+
+    version: Version
+    label: str
+    directory: Path
+
+
+def target_of(manifest: WeightManifest, directory: Path) -> Target:
+    """A published version."""
+    content = repr((sorted(manifest.tensors.items()), [tuple(file) for file in manifest.files]))
+    return Target(manifest.version, _label(manifest.version, content), directory.absolute())
+
+
+def first_target(student: Path) -> Target:
+    """The student as it was before the run. Of its files the times tell, not the bytes: they may be hundreds of gigabytes."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(student.glob("*.safetensors"))]
+    return Target(Version(0, 0), _label(Version(0, 0), repr((str(student), facts))), student)
+
+
+def _label(version: Version, content: str) -> str:
+    return f"t{version.term}-s{version.step}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
