@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from common.errors import Superseded
+
 RUNNING: ContextVar[Process | None] = ContextVar("RUNNING", default=None)
 _fsync, _fdatasync, _rename = os.fsync, os.fdatasync, os.replace
 
@@ -29,6 +31,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def call_exception_handler(self, context) -> None:
+        """What the tasks of a killed process left behind is no news; `Process.failures` tells of the others."""
+        error = context.get("exception")
+        if error is None or any(not isinstance(leaf, Killed | Superseded) for leaf in _leaves(error)):
+            super().call_exception_handler(context)
 
     async def end(self) -> None:
         """No task is left."""

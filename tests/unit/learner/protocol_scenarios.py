@@ -8,7 +8,7 @@ from protocol_world import World
 
 from common.bus.base import SCORED
 from common.codec import encode
-from learner import terms
+from learner import checkpoint, journal, terms
 
 
 def begun(world: World) -> None:
@@ -213,3 +213,18 @@ def a_lost_log_and_new_workers(world: World) -> None:
     world.run(world.medium.wipe())
     for hand in list(world.hands):
         world.kill(hand)
+
+
+def a_checkpoint_while_the_next_batch_is_journaled(world: World) -> None:
+    """A learner is one record ahead of its model when it writes a checkpoint, and dies."""
+    first = started(world)
+    go(world, first, world.waits_at("step", first))
+    for _ in range(60):
+        world.everybody_works()
+        world.pass_time(0.1)
+        for gate in [gate for gate in first.gates if gate.what != "step" and not gate.future.done()]:
+            gate.future.set_result(False)
+        world.settle()
+    assert [record.step for record in journal.records(world.directory.journal, 1)] == [1, 2]
+    world.until(lambda: len(checkpoint.versions(world.directory.checkpoints)) == 2, first)
+    world.kill(first)

@@ -15,6 +15,7 @@ from protocol_media import InMemory, OnServer
 from protocol_mutations import without
 from protocol_process import VirtualLoop, controlled
 from protocol_scenarios import (
+    a_checkpoint_while_the_next_batch_is_journaled,
     a_lost_log_and_new_workers,
     a_third_life,
     a_zombie_that_only_has_to_write_its_result,
@@ -51,6 +52,7 @@ class Rule:
     rule: str
     instead: str = ""
     straggler: str = "mask"
+    checkpoint_every: int = 100
 
     @property
     def on_server(self) -> bool:
@@ -102,6 +104,13 @@ RULES = {
     "the newest version is published again": Rule(
         a_lost_log_and_new_workers, "learner.reconcile:_publish_again", "await bus.publish(term, payload, keep)", "pass"
     ),
+    "a checkpoint has the line of its own step": Rule(
+        a_checkpoint_while_the_next_batch_is_journaled,
+        "learner.loop:Loop.checkpoint",
+        "self._line, ",
+        "self._ledger.line.to_json(), ",
+        checkpoint_every=1,
+    ),
     "a superseded learner writes no result": Rule(
         a_zombie_that_only_has_to_write_its_result, "learner.service:_Life._finish", "if state.term > self._line.term:", "if False:"
     ),
@@ -127,7 +136,7 @@ def play(monkeypatch, rule: Rule, url: str) -> None:
     asyncio.set_event_loop(loop)
     medium = OnServer(url, f"rule{next(RUNS)}", loop) if rule.on_server else InMemory()
     with controlled(monkeypatch):
-        world = World(loop, medium, checkpoint_every=100, straggler=rule.straggler)
+        world = World(loop, medium, checkpoint_every=rule.checkpoint_every, straggler=rule.straggler)
         try:
             rule.scenario(world)
             world.check()
