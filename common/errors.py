@@ -13,6 +13,8 @@ RefluxError
 ├── WireError            bytes that are not a message of this schema
 │   └── OtherSchema      a message of another version of Reflux: no sample's fault, so the reader stops
 ├── WeightsError         a manifest or weight file that cannot be trusted or read
+│   └── StoreAway        the weight store cannot be reached or written now
+├── DiskFull             there is no room on the run's disk
 └── Rejected             one sample that cannot be used; `reason` goes to the dead letters
 """
 
@@ -69,6 +71,14 @@ class OtherSchema(WireError):
 
 class WeightsError(RefluxError):
     """A weight version that is missing, damaged, or outside the store."""
+
+
+class StoreAway(WeightsError):
+    """The weight store does not answer, or cannot be written; a later try may succeed."""
+
+
+class DiskFull(RefluxError):
+    """A file could not be written for lack of room; what was begun is undone."""
 
 
 class Rejected(RefluxError):

@@ -57,7 +57,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._started = time.time()
         self._state = "starting"
-        self._open: dict[int, tuple[str, float]] = {}  # waits that have not ended yet
+        self._open: dict[int, tuple[str, float, str]] = {}  # waits that have not ended yet: cause, since, why
         self._next = 0
         self._waiting: dict[str, float] = defaultdict(float)
         self._cpu: dict[str, float] = defaultdict(float)
@@ -65,16 +65,16 @@ class Pulse:
         self._gauges: dict[str, Gauge] = {}
 
     @contextmanager
-    def waiting(self, cause: str) -> Iterator[None]:
-        """Wall time spent here is time lost to `cause`; while it lasts the worker's state says so."""
+    def waiting(self, cause: str, why: str = "") -> Iterator[None]:
+        """Wall time spent here is time lost to `cause`; while it lasts the worker's state says so. `why`: what others must mend."""
         with self._lock:
             token = self._next = self._next + 1
-            self._open[token] = (cause, time.monotonic())
+            self._open[token] = (cause, time.monotonic(), why)
         try:
             yield
         finally:
             with self._lock:
-                _, since = self._open.pop(token)
+                _, since, _ = self._open.pop(token)
                 self._waiting[cause] += time.monotonic() - since
 
     def lose(self, cause: str, seconds: float) -> None:
@@ -118,9 +118,10 @@ class Pulse:
         now = time.monotonic()
         with self._lock:
             waiting = defaultdict(float, self._waiting)
-            for cause, since in self._open.values():
+            for cause, since, _ in self._open.values():
                 waiting[cause] += now - since
-            waits = [cause for cause, _ in self._open.values()]
+            obstacle = next((why for _, _, why in self._open.values() if why), "")
+            waits = [cause for cause, _, why in self._open.values() if why or not obstacle]
             return Report(
                 role=self.role,
                 name=self.name,
@@ -133,5 +134,5 @@ class Pulse:
                 waiting=dict(waiting),
                 cpu=dict(self._cpu),
                 counters=dict(self._counters),
-                gauges=dict(self._gauges),
+                gauges=self._gauges | ({"obstacle": obstacle} if obstacle else {}),
             )

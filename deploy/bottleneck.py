@@ -15,7 +15,7 @@ from typing import Literal
 from common.pulse import Report
 from deploy.snapshot import Snapshot
 
-Place = Literal["sampling", "scoring", "training", "publishing", "Redis", "admission", "dead letters"]
+Place = Literal["sampling", "scoring", "training", "publishing", "Redis", "admission", "dead letters", "outside"]
 
 _PLACE_OF: Mapping[str, Place] = {"producer": "sampling", "scorer": "scoring", "learner": "training"}
 _WORKERS: Mapping[Place, str] = {"sampling": "the producers", "scoring": "the scorers", "training": "the learner"}
@@ -45,8 +45,8 @@ def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
         return None
     if after.state is None:
         return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
-    if (missing := _missing(after)) is not None:
-        return missing
+    if (found := _outside(after) or _missing(after)) is not None:
+        return found
     shares = {role: _mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
     if (standstill := _standstill(before, after, shares)) is not None:
         return standstill
@@ -177,6 +177,18 @@ def _fullest(after: Snapshot) -> str:
         return f"{after.backlog('rollouts')} rollouts"
     worst = max(topics, key=lambda topic: topics[topic])
     return f"{topics[worst]} rollouts for {worst.removeprefix('rollouts:')}"
+
+
+def _outside(after: Snapshot) -> Bottleneck | None:
+    """What only somebody outside can mend: a full disk, a full server, a store that is away."""
+    assert after.state is not None
+    if after.state.obstacle:
+        return Bottleneck("Redis", f"everyone waits for Redis: {after.state.obstacle}")
+    for role in ("learner", "producer", "scorer"):
+        for report in after.of(role):
+            if why := report.gauges.get("obstacle"):
+                return Bottleneck("outside", f"{role} waits: {why}")
+    return None
 
 
 def _missing(after: Snapshot) -> Bottleneck | None:

@@ -97,8 +97,9 @@ def waits_line(before: Snapshot, after: Snapshot) -> str:
 
 def complaints(after: Snapshot) -> tuple[str, ...]:
     """What keeps single workers from working."""
-    said = {report.name: report.gauges.get("complaint") for report in after.reports.values()}
-    return tuple(f"{name} has stopped: {complaint}" for name, complaint in sorted(said.items()) if complaint)
+    each = sorted(after.reports.values(), key=lambda report: report.name)
+    stopped = [f"{report.name} has stopped: {complaint}" for report in each if (complaint := report.gauges.get("complaint"))]
+    return (*stopped, *(f"{report.name} waits: {obstacle}" for report in each if (obstacle := report.gauges.get("obstacle"))))
 
 
 def live_view(name: str, steps: int, before: Snapshot, after: Snapshot, notes: tuple[str, ...] = ()) -> Group:

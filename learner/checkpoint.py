@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import DiskFull, UserError
 from common.messages import Version
-from learner.disk import digest, sync_directory, sync_file
+from learner.disk import digest, needs_room, sync_directory, sync_file
 from learner.line import Line
 
 _NAME = re.compile(r"term(\d+)-step(\d+)")
@@ -43,9 +43,26 @@ class Checkpoint:
 
 
 def save(root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_model: Callable[[Path], None]) -> Path:
-    """Writes the checkpoint of `line` (as of Line.to_json); `save_model` fills the trainer's directory. Durable when it returns."""
+    """Writes the checkpoint of `line` (as of Line.to_json); `save_model` fills the trainer's directory. Durable when it returns; DiskFull
+    leaves nothing of it."""
     name = f"term{line['term']:06}-step{line['step']:08}"
     temporary, final = root / f".{name}.tmp", root / name
+    try:
+        with needs_room(root, "a checkpoint"):
+            _write(temporary, line, extra, save_model)
+    except DiskFull:
+        shutil.rmtree(temporary, ignore_errors=True)  # others need the room
+        raise
+    before = root / f".{name}.old"
+    if final.exists():  # the same term can come to the same step only with the same line; it may be the only one, so it goes last
+        final.replace(before)
+    temporary.replace(final)
+    sync_directory(root)
+    shutil.rmtree(before, ignore_errors=True)
+    return final
+
+
+def _write(temporary: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_model: Callable[[Path], None]) -> None:
     if temporary.exists():
         shutil.rmtree(temporary)
     (temporary / "model").mkdir(parents=True)
@@ -55,13 +72,6 @@ def save(root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_mod
     (temporary / "manifest.json").write_text(json.dumps(files, indent=1))
     for path in [*_files(temporary), *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         sync_directory(path) if path.is_dir() else sync_file(path)
-    before = root / f".{name}.old"
-    if final.exists():  # the same term can come to the same step only with the same line; it may be the only one, so it goes last
-        final.replace(before)
-    temporary.replace(final)
-    sync_directory(root)
-    shutil.rmtree(before, ignore_errors=True)
-    return final
 
 
 def _files(directory: Path) -> list[Path]:

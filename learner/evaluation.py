@@ -11,16 +11,18 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from common.bus.base import EVAL, EVALUATED, Bus
 from common.codec import decode, encode
 from common.config.sections import EvaluationSection
-from common.errors import OtherSchema, WireError
+from common.errors import BusFull, OtherSchema, WireError
 from common.messages import Evaluated, Version, WeightManifest
+from common.patience import until_mended
 from common.pulse import Pulse
 from learner.directory import RunDirectory
-from learner.disk import end_torn_line, write_durably
+from learner.disk import append_durably, end_torn_line, once_there_is_room, write_durably
 from learner.feeder import EvaluationSource
 
 _ROUNDS = 3
@@ -103,7 +105,7 @@ class Evaluator:
 
     async def run(self, manifest: WeightManifest) -> Evaluation:
         """Asks about the published version and waits for its answers."""
-        write_durably(self._directory.open_evaluation, encode(manifest))
+        await once_there_is_room(self._pulse, partial(write_durably, self._directory.open_evaluation, encode(manifest)))
         began = time.monotonic()
         self._pulse.set(evaluating=f"{manifest.version.term}:{manifest.version.step}")
         answers = await self._collect(manifest.version)
@@ -116,15 +118,14 @@ class Evaluator:
             truncated=sum(one.finish_reason == "length" for one in answers.values()),
             seconds=round(time.monotonic() - began, 3),
         )
-        self._keep(result)
+        await self._keep(result)
         return result
 
-    def _keep(self, result: Evaluation) -> None:
+    async def _keep(self, result: Evaluation) -> None:
         self.done[result.step] = result
         line = asdict(result) | {"pass_at_1": result.pass_at_1, "at": time.time()}
         end_torn_line(self._directory.evaluations)
-        with self._directory.evaluations.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        await once_there_is_room(self._pulse, partial(append_durably, self._directory.evaluations, json.dumps(line) + "\n"))
         self._directory.open_evaluation.unlink()
         self._pulse.set(evaluating="", accuracy_step=result.step)
         if result.pass_at_1 is not None:
@@ -143,7 +144,7 @@ class Evaluator:
             if round_number:
                 _log.warning("an evaluation is asked again", extra={"version": version, "missing": len(missing)})
                 await self._clear(EVAL)
-            await self._bus.ask(self._term, EVAL, missing)
+            await until_mended(self._pulse, "server memory", partial(self._bus.ask, self._term, EVAL, missing), BusFull)
             await self._await_answers(name, version, answers, len(tickets))
         if len(answers) < len(tickets):  # nobody need work on what is no longer awaited
             await self._clear(EVAL, EVALUATED)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from common.bus.base import Burial, Bus, Lease, Retry
 from common.codec import decode, encode
-from common.errors import OtherSchema, WireError
+from common.errors import BusFull, OtherSchema, WireError
 from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, Ticket, Version
+from common.patience import until_mended
 from common.pulse import Pulse
 from learner.batch import Held
 from learner.deaths import hear_of_deaths
@@ -80,7 +81,7 @@ class Holding:
         retries = [Retry(one.lease, encode(_next_attempt(one, version)), "stale") for one in again]
         self.remove(again)
         with self._keeper.leaving([one.lease for one in again]):
-            await self._bus.retry(retries, max_attempts)
+            await until_mended(self._pulse, "server memory", lambda: self._bus.retry(retries, max_attempts), BusFull)
         self._pulse.add(retried_stale=len(again))
 
     def _is_other_entry(self, lease: Lease) -> bool:

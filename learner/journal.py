@@ -21,7 +21,7 @@ from common.codec import decode, encode
 from common.errors import OtherSchema, WireError
 from common.messages import StepRecord, Version
 from common.pulse import Pulse
-from learner.disk import sync_directory, term_number
+from learner.disk import needs_room, sync_directory, term_number
 
 SEGMENT_BYTES = 64 << 20
 
@@ -46,11 +46,11 @@ class Journal:
         self._rotate = True
 
     async def append(self, record: StepRecord) -> None:
-        """Durable when it returns."""
+        """Durable when it returns. Raises DiskFull, and nothing of the record is there."""
         await asyncio.to_thread(self._append, record)
 
     def _append(self, record: StepRecord) -> None:
-        with self._pulse.cpu("journal"), self._lock:
+        with self._pulse.cpu("journal"), self._lock, needs_room(self._directory.parent.parent, "the journal"):
             self._write(record.step, encode(record))
 
     def _write(self, step: int, body: bytes) -> None:
@@ -58,10 +58,15 @@ class Journal:
             self._open(step)
         assert self._file is not None
         frame = memoryview(_FRAME.pack(len(body), zlib.crc32(body)) + body)
-        self._written += len(frame)
-        while frame:
-            frame = frame[os.write(self._file, frame) :]
-        os.fdatasync(self._file)
+        size = len(frame)
+        try:
+            while frame:
+                frame = frame[os.write(self._file, frame) :]
+            os.fdatasync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._written)  # half a frame would end the reading of all that follow
+            raise
+        self._written += size
 
     def _open(self, first_step: int) -> None:
         self._shut()
@@ -70,8 +75,13 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._written = 0
         self._rotate = False
-        for directory in (self._directory, self._directory.parent, self._directory.parent.parent):
-            sync_directory(directory)
+        try:
+            for directory in (self._directory, self._directory.parent, self._directory.parent.parent):
+                sync_directory(directory)
+        except OSError:  # a file without a durable name
+            self._shut()
+            path.unlink()
+            raise
 
     def close(self) -> None:
         """Frees the file; everything appended is durable already."""

@@ -16,9 +16,10 @@ from typing import Any
 from common.bus.base import SCORED, Bus, BusState
 from common.codec import encode
 from common.config.sections import LearnerSection
-from common.errors import BusFull
+from common.errors import BusFull, DiskFull
 from common.leases import LeaseKeeper
 from common.messages import ScoredRollout, StepRecord, Version
+from common.patience import until_mended
 from common.pulse import Pulse
 from learner.batch import Held, form, record_of
 from learner.deaths import hear_of_deaths
@@ -134,7 +135,7 @@ class Ledger:
     async def _commit(self, batch: Sequence[Held]) -> Prepared:
         with self._pulse.cpu("journal"):
             record = record_of(batch, self.line, self._section.max_staleness)
-        await self._journal.append(record)
+        await until_mended(self._pulse, "disk", lambda: self._journal.append(record), DiskFull)
         self.line.apply(record)
         self._holding.remove(batch)
         self._taken.set()
@@ -207,12 +208,16 @@ class Ledger:
         self._generation += 1
         await self._holding.let_go()
         self._taken.set()
-        self._incarnation = await reconcile(
-            self._bus,
-            self.line,
-            self._prompts,
-            min_version=self._next_version,
-            manifest=self._publisher.manifest,
-            keep=self._keep_manifests,
-        )
+
+        async def agree() -> str:
+            return await reconcile(
+                self._bus,
+                self.line,
+                self._prompts,
+                min_version=self._next_version,
+                manifest=self._publisher.manifest,
+                keep=self._keep_manifests,
+            )
+
+        self._incarnation = await until_mended(self._pulse, "server memory", agree, BusFull)
         self._arrived.set()

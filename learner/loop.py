@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import DiskFull
 from common.messages import Version, WeightManifest
+from common.patience import until_mended
 from common.pulse import Pulse
 from learner.batch import samples_of
 from learner.evaluation import Evaluator
@@ -122,7 +124,8 @@ class Loop:
     async def checkpoint(self) -> None:
         """The trainer as it is, with the line of its step."""
         self._keeping.count_time(self.tally)
-        await self._maths.run(self._keeping.save, self._line, self.tally.to_json(), self._trainer)
+        line, tally = self._line, self.tally.to_json()
+        await until_mended(self._pulse, "disk", lambda: self._maths.run(self._keeping.save, line, tally, self._trainer), DiskFull)
         if not self._config.learner.record:
             self._journal.rotate()
 

@@ -28,7 +28,7 @@ class Metrics:
 
     def __init__(self, *, directory: RunDirectory, pulse: Pulse) -> None:
         end_torn_line(directory.metrics)
-        self._file = directory.metrics.open("a", buffering=1)
+        self._path = directory.metrics
         self._pulse = pulse
 
     def step(self, record: StepRecord, stats: StepStats, consumed: Consumed, *, wall_s: float) -> None:
@@ -55,7 +55,7 @@ class Metrics:
             "kl_by_teacher": dict(stats.kl_by_teacher),
             **stats.metrics,
         }
-        self._file.write(json.dumps(line) + "\n")
+        self._append(line)
         self._beat(line, stats, consumed)
         _log.info("step", extra={key: line[key] for key in ("step", "loss", "grad_norm", "tokens", "wall_s")})
 
@@ -80,11 +80,20 @@ class Metrics:
     def evaluation(self, result: Evaluation) -> None:
         """One line of its own."""
         line = {"step": result.step, "term": result.term, "at": round(time.time(), 3), "pass_at_1": result.pass_at_1, "n": result.n}
-        self._file.write(json.dumps(line) + "\n")
+        self._append(line)
 
-    def close(self) -> None:
-        """Ends the file."""
-        self._file.close()
+    def _append(self, line: dict[str, Any]) -> None:
+        """A line that finds no room is lost, not the run."""
+        text = (json.dumps(line) + "\n").encode()
+        with self._path.open("ab", buffering=0) as file:
+            begin = file.tell()
+            try:
+                written = file.write(text)
+            except OSError as error:
+                _log.warning("a line of metrics is lost", extra={"reason": error.strerror})
+                return
+            if written != len(text):
+                file.truncate(begin)
 
 
 def metric_lines(path: Path) -> Iterator[dict[str, Any]]:

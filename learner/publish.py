@@ -16,7 +16,9 @@ import torch
 
 from common.bus.base import Bus
 from common.codec import encode
+from common.errors import BusFull, StoreAway
 from common.messages import Version, WeightManifest
+from common.patience import until_mended
 from common.pulse import Pulse
 from common.weights.base import RawTensor, WeightStore
 
@@ -42,16 +44,20 @@ class Publisher:
         """Durable in the store, then on the log."""
         assert not self.gated, "an evaluation is open"
         assert self.published is None or version > self.published, f"{version} after {self.published}"
-        manifest = await self._store.put(version, {name: raw_tensor(tensor) for name, tensor in tensors.items()})
+        raw = {name: raw_tensor(tensor) for name, tensor in tensors.items()}
+        manifest = await until_mended(self._pulse, "weight store", lambda: self._store.put(version, raw), StoreAway)
         await self.announce(version.term, manifest)
-        await self._store.gc(self._keep, version.term, self.pinned | {version})
+        try:
+            await self._store.gc(self._keep, version.term, self.pinned | {version})
+        except StoreAway as error:
+            _log.warning("old weights stay for now", extra={"reason": str(error)})
         return manifest
 
     async def announce(self, term: int, manifest: WeightManifest) -> None:
         """Puts a version that lies in the store on the log."""
         with self._pulse.cpu("publish"):
             payload = encode(manifest)
-        await self._bus.publish(term, payload, self._keep)
+        await until_mended(self._pulse, "server memory", lambda: self._bus.publish(term, payload, self._keep), BusFull)
         self.published = manifest.version
         self.manifest = manifest
         self.count += 1

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -25,7 +26,7 @@ from common.service import Worker
 from common.weights import open_store
 from common.weights.base import WeightStore
 from learner.directory import RunDirectory
-from learner.disk import write_durably
+from learner.disk import once_there_is_room, write_durably
 from learner.evaluation import Evaluator
 from learner.export import export_model, read_tensors
 from learner.feeder import EvaluationSource, PromptSource, Window
@@ -128,7 +129,6 @@ async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: 
         await life.train()
     finally:
         life.journal.close()
-        life.metrics.close()
 
 
 class _Life:
@@ -230,7 +230,8 @@ class _Life:
             evaluator=self._evaluator,
             state=state,
         )
-        write_durably(self._directory.result, json.dumps(result, indent=1) + "\n")
+        write = partial(write_durably, self._directory.result, json.dumps(result, indent=1) + "\n")
+        await once_there_is_room(self._worker.pulse, write)
         _log.info("the run is done", extra={"result": str(self._directory.result)})
 
     async def _wake_on_stop(self) -> None:

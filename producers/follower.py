@@ -40,6 +40,8 @@ class WeightsFollower:
                 entry = news[-1][0]
             newest_first = [payload for _, payload in reversed(news)]
             unread = await self._go_over([*newest_first, unread] if unread else newest_first, unread)
+            if not unread:
+                self._pulse.set(obstacle="")
 
     async def reached(self, version: Version) -> None:
         """Waits until the engine's weights are at least `version`."""
@@ -64,6 +66,7 @@ class WeightsFollower:
                 if payload != told:
                     log.warning("passes over a weight version", extra={"reason": str(error)})
                     self._pulse.add(weights_refused=1)
+                    self._pulse.set(obstacle=str(error))
                 if isinstance(error, WeightsError):
                     unread = unread or payload
                 continue

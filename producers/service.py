@@ -17,9 +17,10 @@ from typing import ClassVar
 from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollouts
 from common.codec import decode, encode
 from common.config import RunConfig
-from common.errors import OtherSchema, Rejected, WireError
+from common.errors import BusFull, OtherSchema, Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import Evaluated, Rollout, ScoredRollout, Ticket
+from common.patience import until_mended
 from common.pulse import Pulse
 from common.service import Worker
 from producers.engines.base import Engine
@@ -187,7 +188,7 @@ class Producer:
             moves = [Move(lease, _next_topic(r), encode(ScoredRollout(r))) for lease, r in finished if lease.topic != EVAL]
             moves += [Move(lease, EVALUATED, encode(verdict)) for (lease, _), verdict in zip(judged, verdicts, strict=True)]
         with worker.keeper.leaving([lease for lease, _ in finished]):
-            outcomes = await worker.bus.hand_off(moves)
+            outcomes = await until_mended(worker.pulse, "server memory", lambda: worker.bus.hand_off(moves), BusFull)
         worker.pulse.add(
             samples=len(finished) - len(judged),
             evaluated=len(judged),

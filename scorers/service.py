@@ -19,9 +19,10 @@ from typing import ClassVar, TypeVar
 
 from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
 from common.codec import decode, encode
-from common.errors import ConfigError, OtherSchema, Rejected, WireError
+from common.errors import BusFull, ConfigError, OtherSchema, Rejected, WireError
 from common.leases import quarantine_size
 from common.messages import ScoredRollout, TeacherScore
+from common.patience import until_mended
 from common.service import Worker
 from scorers.teachers.base import Teacher
 
@@ -199,7 +200,7 @@ class Scorer:
         with worker.pulse.cpu("codec"):
             moves = [_move(job, score) for job, score in scored]
         with worker.keeper.leaving([move.lease for move in moves]):
-            outcomes = await worker.bus.hand_off(moves)
+            outcomes = await until_mended(worker.pulse, "server memory", lambda: worker.bus.hand_off(moves), BusFull)
         worker.pulse.add(
             batches=1,
             samples=len(scored),

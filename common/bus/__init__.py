@@ -15,7 +15,7 @@ from common.bus.acl import Role
 from common.bus.address import ADDRESS_FILE, Address, read_address
 from common.bus.base import Bus
 from common.bus.login import Login, login_of
-from common.errors import BusError, BusUnreachable
+from common.errors import BusError, BusUnreachable, ConfigError
 
 if TYPE_CHECKING:
     from common.bus.redis_client import RedisClient
@@ -47,6 +47,7 @@ async def connect(
         login=login,
         largest_entry=config.largest_entry_bytes,
         largest_answer=config.largest_answer_bytes,
+        max_bytes=settings.max_bytes,
     ) as bus:
         yield bus
 
@@ -64,6 +65,7 @@ async def connect_url(
     login: Login | None = None,
     largest_entry: int = 1 << 29,
     largest_answer: int = 1 << 30,
+    max_bytes: int = 0,
 ) -> AsyncIterator[Bus]:
     """The bus of `run` on the server at `url`."""
     from common.bus.redis_bus import RedisBus
@@ -72,7 +74,7 @@ async def connect_url(
     client = RedisClient(url, outage_timeout_s=outage_timeout_s, overdue=overdue, login=login, largest_answer=largest_answer)
     bus = RedisBus(client, run=run, name=name, lease_s=lease_s, largest_entry=largest_entry)
     try:
-        await _check_server(client, connect_timeout_s)
+        await _check_server(client, connect_timeout_s, max_bytes)
         yield bus
     finally:
         await bus.aclose()
@@ -88,13 +90,19 @@ async def _embedded(path: Path, limit: float) -> Address:
     raise BusUnreachable(f"{path} does not appear: start `reflux run` for this run first, or set bus.url to a server's address")
 
 
-async def _check_server(client: RedisClient, connect_timeout_s: float) -> None:
+async def _check_server(client: RedisClient, connect_timeout_s: float, max_bytes: int) -> None:
     reply: bytes = await client.command("INFO", outage_timeout_s=connect_timeout_s)
     facts = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", reply.decode(), re.MULTILINE))
     version = tuple(int(part) for part in facts.get("redis_version", "6.2").split(".")[:2])
     if version < _OLDEST:
         raise BusError(f"the server at {client.address} speaks Redis {facts['redis_version']}: use Redis 6.2 or later, or Valkey")
-    if facts.get("maxmemory", "0") != "0" and facts.get("maxmemory_policy", "noeviction") != "noeviction":
+    most = int(facts.get("maxmemory", "0"))
+    if 0 < most < max_bytes:
+        raise ConfigError(
+            f"the server at {client.address} has a maxmemory of {most} bytes, less than bus.max_bytes = {max_bytes}: "
+            f"raise the one or lower the other"
+        )
+    if most and facts.get("maxmemory_policy", "noeviction") != "noeviction":
         raise BusError(
             f"the server at {client.address} may evict samples (maxmemory-policy {facts['maxmemory_policy']}): set it to noeviction"
         )

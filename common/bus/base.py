@@ -107,6 +107,7 @@ class BusState:
     backlog: Mapping[str, int]  # topic -> entries, leased ones included
     leased: Mapping[str, int]  # topic -> entries leased at present
     used_bytes: int  # the server's memory
+    obstacle: str = ""  # why the server refuses writes now
 
 
 class Bus(Protocol):

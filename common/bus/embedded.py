@@ -13,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -186,12 +187,25 @@ class EmbeddedServer:
         return "".join(f"{line}\n" for line in lines)
 
     async def _until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
-        limit = time.monotonic() + _START_S
+        """Time counts only while the server reads nothing of its file: a long one takes as long as it takes."""
+        limit, read = time.monotonic() + _START_S, ""
         while not await _answers(self.url):
+            if (loaded := await _loaded(self.url)) != read:
+                limit, read = time.monotonic() + _START_S, loaded
             if process.poll() is not None or time.monotonic() > limit:
                 last = (self._directory / "server.log").read_text(errors="replace").strip().rsplit("\n", 1)[-1]
                 raise BusError(f"the embedded server did not start ({last}): see {self._directory / 'server.log'}, or set bus.url")
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.2 if read else 0.005)
+
+
+async def _loaded(url: str) -> str:
+    """How much of its file a server has read that is still loading, else empty; INFO answers then too."""
+    client = RedisClient(url, outage_timeout_s=0.0)
+    with suppress(BusError):
+        info: bytes = await client.command("INFO", "persistence")
+        found = re.search(rb"loading_loaded_bytes:(\d+)", info)
+        return found[1].decode() if found else ""
+    return ""
 
 
 async def _answers(url: str) -> bool:

@@ -13,7 +13,6 @@ from common.bus.base import Burial, Lease, Move, Outcome, Retry
 from common.bus.redis_calls import pieces, record
 from common.bus.redis_client import RedisClient
 from common.bus.redis_learner import LearnerCalls
-from common.errors import BusFull
 
 _BLOCK_S = 0.25
 """Longest wait on the server at a time: released and expired entries wake nobody, so a waiting worker looks for them in between."""
@@ -144,11 +143,8 @@ class RedisBus(LearnerCalls):
         return [(row[0].decode(), row[1][1]) for _, rows in found or () for row in rows]
 
     async def beat(self, name: str, report: bytes, ttl_s: float) -> None:
-        """See Bus.beat. A full server keeps no report: that must not end a worker which can still empty it."""
-        try:
-            await self._script("beat", name, report, max(1, int(ttl_s * 1000)))
-        except BusFull:
-            return
+        """See Bus.beat. Works on a full server too: it must go on saying who can still empty it."""
+        await self._script("beat", name, report, max(1, int(ttl_s * 1000)))
 
     async def reports(self) -> dict[str, bytes]:
         """See Bus.reports."""

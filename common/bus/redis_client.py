@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -128,7 +129,9 @@ class RedisClient:
             except (LostConnection, LateAnswer, InvalidResponse, OSError) as error:  # TimeoutError is an OSError
                 await self._pause(error, tries, limit)
             except ResponseError as error:
-                if not _passes(error):
+                if _cannot_write(error):
+                    limit = math.inf  # it is there, and says what it waits for
+                elif not _passes(error):
                     raise self._refusal(error) from error
                 await self._pause(error, tries, limit)
             else:
@@ -226,6 +229,11 @@ def _passes(error: ResponseError) -> bool:
     text = str(error)
     is_failover = isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError) or "-READONLY " in text  # 6.2 wraps a script's
     return is_failover or text.startswith(("BUSY ", "UNBLOCKED "))
+
+
+def _cannot_write(error: ResponseError) -> bool:
+    """The server's own disk is full: it takes no write until there is room, then goes on."""
+    return str(error).startswith("MISCONF") or "-MISCONF " in str(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -85,7 +85,7 @@ class LearnerCalls(OperatorCalls):
 
     async def state(self) -> BusState:
         """See Bus.state."""
-        ledger, live, dead, retried, topics, server, memory = await self._script("state")
+        ledger, live, dead, retried, topics, server, memory, disk = await self._script("state")
         term, cursor, applied, key = ledger
         names = [topic.decode() for topic in topics[::3]]
         return BusState(
@@ -99,6 +99,7 @@ class LearnerCalls(OperatorCalls):
             backlog=dict(zip(names, topics[1::3], strict=True)),
             leased=dict(zip(names, topics[2::3], strict=True)),
             used_bytes=int(_info(memory, "used_memory")),
+            obstacle=_obstacle(memory, disk),
         )
 
     async def ask(self, term: int, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
@@ -109,6 +110,13 @@ class LearnerCalls(OperatorCalls):
     async def clear(self, term: int, topic: str) -> None:
         """See Bus.clear."""
         await self._script("clear", term, topic)
+
+
+def _obstacle(memory: bytes, disk: bytes) -> str:
+    if _info(disk, "aof_last_write_status") == "err":
+        return "the server cannot write its append-only file: make room on its disk"
+    used, most = int(_info(memory, "used_memory")), int(_info(memory, "maxmemory") or 0)
+    return f"the server's memory is used up ({used} of {most} bytes): raise its maxmemory" if most and used >= most else ""
 
 
 def _ticket_size(ticket: tuple[int, bytes]) -> int:

@@ -254,6 +254,8 @@ class WeightsSection(Section):
     """Versions kept."""
     publish_every: Positive = 1
     """Steps between publications; never more than max_staleness + 1, beyond which nothing would be admitted."""
+    deadline_s: Seconds = operational(600.0)
+    """Longest time that the store may take to read or write a version; after that the role says so, and tries again."""
 
 
 class ServiceSection(Section):

@@ -10,4 +10,4 @@ def open_store(config: RunConfig) -> WeightStore:
     """The run's weight store; touches no file yet."""
     from common.weights.directory import DirectoryStore
 
-    return DirectoryStore(config.weight_directory)
+    return DirectoryStore(config.weight_directory, deadline_s=config.weights.deadline_s)

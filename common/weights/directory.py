@@ -7,7 +7,6 @@ to the caller's, never the one this process put last. The manifest lies beside t
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
@@ -16,15 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.codec import MAX_LIST_BYTES, decode, encode
-from common.errors import WeightsError, WireError
+from common.errors import StoreAway, WeightsError, WireError
 from common.messages import Version, WeightManifest
 from common.weights.base import RawTensor
+from common.weights.patient_thread import PatientThread
 from common.weights.tensorfile import check_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.rfx"
 
 _MOST_MANIFEST = MAX_LIST_BYTES + 4096
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A link leads out of the store, a pipe would never answer."""
 _VERSION = re.compile(r"term(\d{6,})-step(\d{8,})")
 _LEFTOVER = re.compile(r"\.(?:tmp|gone)-term(\d{6,})-step\d{8,}-[0-9a-f]+")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -38,30 +40,31 @@ def directory_of(version: Version) -> str:
 class DirectoryStore:
     """A WeightStore on a directory that learner and producers share."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, deadline_s: float = 600.0) -> None:
         self.root = root
+        self._thread = PatientThread(root, deadline_s)
         self._checked: dict[Version, WeightManifest] = {}
         self._last_put: Version | None = None
 
     async def put(self, version: Version, tensors: Mapping[str, RawTensor]) -> WeightManifest:
         """Writes a version durably; the same version with the same tensors again is a no-op. Raises WeightsError."""
-        return await asyncio.to_thread(self._put, version, tensors)
+        return await self._thread.run(self._put, version, tensors)
 
     async def fetch(self, manifest: WeightManifest) -> Path:
         """The version's directory, digests verified. Raises WeightsError."""
-        return await asyncio.to_thread(self._fetch, manifest)
+        return await self._thread.run(self._fetch, manifest)
 
     async def manifest_of(self, version: Version) -> WeightManifest:
         """The manifest that `put` returned for a version of the store. Raises WeightsError."""
-        return await asyncio.to_thread(self._manifest_of, version)
+        return await self._thread.run(self._manifest_of, version)
 
     async def versions(self) -> list[Version]:
         """All versions in the store, oldest first."""
-        return await asyncio.to_thread(self._versions)
+        return await self._thread.run(self._versions)
 
     async def gc(self, keep: int, up_to_term: int, pinned: frozenset[Version]) -> None:
         """Deletes versions of terms ≤ `up_to_term` but the newest `keep` of them, the pinned ones and the one put last."""
-        await asyncio.to_thread(self._gc, keep, up_to_term, pinned)
+        await self._thread.run(self._gc, keep, up_to_term, pinned)
 
     def _put(self, version: Version, tensors: Mapping[str, RawTensor]) -> WeightManifest:
         name = directory_of(version)
@@ -80,7 +83,7 @@ class DirectoryStore:
                 _sync(self.root)
         except OSError as error:
             reason = error.strerror or error
-            raise WeightsError(f"cannot write weights to {self.root} ({reason}): make it writable or set weights.dir elsewhere") from error
+            raise StoreAway(f"cannot write weights to {self.root} ({reason}): make room, or make it writable") from error
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
         self._last_put = version
@@ -107,7 +110,7 @@ class DirectoryStore:
             inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 for file in manifest.files:
-                    with os.fdopen(os.open(file.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=inside), "rb") as opened:
+                    with os.fdopen(os.open(file.name, _READ, dir_fd=inside), "rb") as opened:
                         found |= check_tensors(opened, file)
             finally:
                 os.close(inside)
@@ -138,7 +141,7 @@ class DirectoryStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise WeightsError(f"cannot list the weights in {self.root}: {error.strerror or error}") from error
+            raise StoreAway(f"cannot list the weights in {self.root}: {error.strerror or error}") from error
         found = [Version(int(match[1]), int(match[2])) for name in names if (match := _VERSION.fullmatch(name))]
         return sorted(version for version in set(found) if directory_of(version) in names)
 
@@ -153,7 +156,7 @@ class DirectoryStore:
                 try:
                     (self.root / name).rename(gone)
                 except OSError as error:
-                    raise WeightsError(f"cannot delete the weights {self.root / name}: {error.strerror or error}") from error
+                    raise StoreAway(f"cannot delete the weights {self.root / name}: {error.strerror or error}") from error
                 shutil.rmtree(gone, ignore_errors=True)
         self._sweep(up_to_term)
 

@@ -36,6 +36,7 @@ local function lease(topic)
   local stream = key(topic)
   local released = redis.pcall('XPENDING', stream, GROUP, '-', '+', count - #out, FREE)
   if released.err then
+    redis.call('HDEL', key('alone'), '') -- an allowed first write: a worker may also begin on a full server
     local made = redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
     if made.err and not string.find(made.err, 'BUSYGROUP') then return made end
     redis.call('SADD', key('topics'), topic)

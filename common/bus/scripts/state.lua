@@ -1,4 +1,4 @@
--- ARGV: me. One consistent look: {state values, live, dead, retried, {topic, backlog, leased, …}, server, memory}.
+-- ARGV: me. One consistent look: {state values, live, dead, retried, {topic, backlog, leased, …}, server, memory, persistence}.
 local backlogs = {}
 for _, topic in ipairs(redis.call('SMEMBERS', key('topics'))) do
   local leased, pending = 0, redis.pcall('XPENDING', key(topic), GROUP)
@@ -18,4 +18,5 @@ return {
   backlogs,
   redis.call('INFO', 'server'),
   redis.call('INFO', 'memory'),
+  redis.call('INFO', 'persistence'),
 }

@@ -39,8 +39,13 @@ async def test_a_failover_is_waited_out(text: str) -> None:
 
 
 async def test_a_refusal_is_no_failover() -> None:
-    with pytest.raises(BusError, match="MISCONF"):
-        await Scripted(ResponseError("MISCONF disk full")).command("PING")
+    with pytest.raises(BusError, match="WRONGTYPE"):
+        await Scripted(ResponseError("WRONGTYPE not a stream")).command("PING")
+
+
+async def test_a_server_whose_disk_is_full_is_waited_for_beyond_the_outage_timeout() -> None:
+    client = Scripted(*[ResponseError("MISCONF Errors writing to the AOF file: No space left on device")] * 3, b"PONG")
+    assert await client.command("PING", outage_timeout_s=0.0) == b"PONG"
 
 
 async def test_each_task_that_leases_looks_for_what_a_lost_answer_held() -> None:

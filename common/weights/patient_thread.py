@@ -1,0 +1,56 @@
+"""Calls on a file system that may never answer (a stalled network mount): each has a deadline, and none keeps the process from ending.
+
+Guarantees (P7): a call returns, fails, or raises StoreAway after `deadline_s`; one that hangs in the kernel cannot be ended, so no other
+begins before it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
+
+from common.errors import StoreAway
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOOK_S = 0.05
+
+
+class PatientThread:
+    """One call at a time, each in a thread of its own. `place` is named in the error."""
+
+    def __init__(self, place: object, deadline_s: float) -> None:
+        self._place = place
+        self._deadline_s = deadline_s
+        self._last: Future[Any] | None = None  # Any: of whatever kind the last call was
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The call's result. A waiter that is cancelled leaves the call running."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while self._last is not None and not self._last.done():
+                    await asyncio.sleep(_LOOK_S)
+                return await asyncio.wrap_future(self._begin(lambda: call(*args, **kwargs)))
+        except TimeoutError:
+            raise StoreAway(
+                f"the weight store {self._place} has not answered for {self._deadline_s:g} s: mend its file system; "
+                f"weights.deadline_s says how long a call may take"
+            ) from None
+
+    def _begin(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._last = future
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - comes out where the call is awaited
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="weight store", daemon=True).start()
+        return future
