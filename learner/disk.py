@@ -1,4 +1,4 @@
-"""Durable files: what these functions return from is on the disk and stays there; what lacked room is DiskFull, and nothing is left of it."""
+"""Durable files: what these functions return from is on the disk and stays there; what lacked room is DiskFull, and leaves nothing."""
 
 from __future__ import annotations
 

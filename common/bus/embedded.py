@@ -201,11 +201,14 @@ class EmbeddedServer:
 async def _loaded(url: str) -> str:
     """How much of its file a server has read that is still loading, else empty; INFO answers then too."""
     client = RedisClient(url, outage_timeout_s=0.0)
-    with suppress(BusError):
+    try:
         info: bytes = await client.command("INFO", "persistence")
-        found = re.search(rb"loading_loaded_bytes:(\d+)", info)
-        return found[1].decode() if found else ""
-    return ""
+    except BusError:
+        return ""
+    finally:
+        await client.aclose()
+    found = re.search(rb"loading_loaded_bytes:(\d+)", info)
+    return found[1].decode() if found else ""
 
 
 async def _answers(url: str) -> bool:

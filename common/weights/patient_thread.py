@@ -17,8 +17,6 @@ from common.errors import StoreAway
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LOOK_S = 0.05
-
 
 class PatientThread:
     """One call at a time, each in a thread of its own. `place` is named in the error."""
@@ -32,8 +30,8 @@ class PatientThread:
         """The call's result. A waiter that is cancelled leaves the call running."""
         try:
             async with asyncio.timeout(self._deadline_s):
-                while self._last is not None and not self._last.done():
-                    await asyncio.sleep(_LOOK_S)
+                if self._last is not None and not self._last.done():
+                    await asyncio.gather(asyncio.wrap_future(self._last), return_exceptions=True)
                 return await asyncio.wrap_future(self._begin(lambda: call(*args, **kwargs)))
         except TimeoutError:
             raise StoreAway(

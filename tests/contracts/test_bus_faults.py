@@ -175,8 +175,13 @@ async def test_a_full_server_refuses_and_loses_nothing(own_medium: Medium, serve
                 await refused
         after = await bus.state()
         assert (after.backlog, after.leased, after.cursor) == (before.backlog, before.leased, before.cursor)
-        await bus.beat("worker", b"", 30.0)
+        await bus.beat("worker", b"still here", 30.0)
+        assert (await bus.reports())["worker"] == b"still here"
+        assert "memory is used up" in after.obstacle
         await bus.hold(1, "learner", 30.0)
+        assert await bus.begin_alone(held[0]) == 0
+        assert await bus.vouch("t", "digest") == "digest"
+        assert await bus.lease(["rollouts:another"], 1, 0) == []
         assert await bus.renew(held) == held
         assert await bus.settle(1, scored) == 2
         assert await bus.bury([Burial(held[0], "poison")]) == ["done"]

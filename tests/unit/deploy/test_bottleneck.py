@@ -205,3 +205,18 @@ def test_a_teacher_that_turned_bad_is_what_the_learner_waits_for() -> None:
     found = bottleneck(seen(100, BUSY), replace(after, reports={**after.reports, "scorer-1": sick}))
     assert found is not None
     assert found.line == "learner waits for scored: 7 rollouts wait, but teacher t gave NaN"
+
+
+def test_what_only_somebody_outside_can_mend_comes_first() -> None:
+    before, after = seen(100, BUSY), seen(110, BUSY | {"learner": {"disk": 10.0}})
+    reports = {name: replace(one, gauges=one.gauges | {"obstacle": "the disk is full"}) for name, one in after.reports.items()}
+    found = bottleneck(before, replace(after, reports={**after.reports, "learner-1": reports["learner-1"]}))
+    assert found is not None
+    assert (found.place, found.line) == ("outside", "learner waits: the disk is full")
+
+
+def test_a_server_that_refuses_writes_is_named_although_no_report_is_left() -> None:
+    after = seen(110, {"learner": {}})
+    found = bottleneck(seen(100, BUSY), replace(after, state=replace(after.state, obstacle="its memory is used up")))
+    assert found is not None
+    assert (found.place, found.line) == ("Redis", "everyone waits for Redis: its memory is used up")
