@@ -12,15 +12,15 @@ TORN = '{"step": 4, "n": 1, "loss": 0.'
 
 
 def evaluator(directory):
-    return Evaluator(bus=None, pulse=Pulse(), directory=directory, questions=FakeQuestions(4), section=EvaluationSection(), steps=8)
+    return Evaluator(bus=None, pulse=Pulse(), directory=directory, questions=FakeQuestions(4), section=EvaluationSection(), steps=8, term=2)
 
 
-def test_an_evaluation_after_a_torn_line_is_known_to_the_next_life(tmp_path):
+async def test_an_evaluation_after_a_torn_line_is_known_to_the_next_life(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.evaluations.write_text(TORN)
     directory.open_evaluation.write_bytes(b"")
     result = Evaluation(term=2, step=8, n=4, correct=2, asked=4, truncated=0, seconds=0.1)
-    evaluator(directory)._keep(result)
+    await evaluator(directory)._keep(result)
     successor = evaluator(directory)
     assert successor.load(8) is None
     assert successor.done == {8: result}
@@ -31,9 +31,8 @@ def test_a_step_after_a_torn_line_is_on_record(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.metrics.write_text('{"step": 3, "loss": 0.1}\n' + TORN)
     metrics = Metrics(directory=directory, pulse=Pulse())
-    metrics._file.write('{"step": 4, "loss": 0.2}\n')
-    metrics.close()
+    metrics._append({"step": 4, "loss": 0.2})
     assert [line["step"] for line in read_metrics(directory.metrics)] == [3, 4]
     before = directory.metrics.read_bytes()
-    Metrics(directory=directory, pulse=Pulse()).close()
+    Metrics(directory=directory, pulse=Pulse())
     assert directory.metrics.read_bytes() == before
