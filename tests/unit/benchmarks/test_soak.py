@@ -8,7 +8,15 @@ from benchmarks.soak import Seen, judge, slope, table
 from common.config import parse_config
 
 MB = 1 << 20
-CONFIG = parse_config({"run": {"name": "s"}, "model": {"student": "s"}, "teachers": {"t": {"path": "p"}}, "data": {"prompts": "x"}})
+CONFIG = parse_config(
+    {
+        "run": {"name": "s"},
+        "model": {"student": "s"},
+        "teachers": {"t": {"path": "p"}},
+        "data": {"prompts": "x"},
+        "evaluation": {"prompts": 0},
+    }
+)
 
 
 def points(growth_mb: float, noise_mb: float, warm_up_mb: float = 0.0) -> list[tuple[float, int]]:
