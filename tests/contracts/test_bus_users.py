@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -206,3 +207,12 @@ def test_a_line_holds_the_digest_and_never_the_password() -> None:
     line = acl_line("r", "learner", "secret")
     assert "secret" not in line
     assert f"#{hashlib.sha256(b'secret').hexdigest()}" in line.split()
+
+
+def test_whatever_a_script_calls_the_learner_may_call() -> None:
+    """The learner runs nearly all of them; a command that is new in one belongs into common/bus/acl.py."""
+    folder = Path(__file__).resolve().parents[2] / "common" / "bus" / "scripts"
+    called = {name for path in folder.glob("*.lua") for name in re.findall(r"redis\.p?call\('(\w+)'", path.read_text())}
+    allowed = {rule.removeprefix("+").partition("|")[0].upper() for rule in acl_line("r", "learner", "x").split() if rule.startswith("+")}
+    assert called
+    assert called <= allowed
