@@ -97,20 +97,35 @@ async def test_a_request_that_breaks_two_servers_is_rejected_with_both_reasons_a
 
 
 async def test_nothing_else_runs_beside_a_suspect() -> None:
-    alone: list[int] = []
+    beside: list[int] = []
 
-    async def notes(server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.sleep(0.05)
-        if body["input_ids"] == [7, 7]:
-            alone.append(server.now)
-            if len(alone) == 1:
-                return await breaks_off(server, _request, body)
+    async def notes(server: ScriptedServer, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["input_ids"] != [7, 7]:
+            await asyncio.sleep(0.4)
+            return web.json_response(scored(body))
+        if server.now > 1 and not beside:
+            beside.append(server.now)
+            return await breaks_off(server, request, body)
+        beside.append(server.now)
+        await asyncio.sleep(0.1)
+        beside.append(server.now)
         return web.json_response(scored(body))
 
-    async with scripted(notes) as servers, pool_of(servers) as pool:
-        await asyncio.gather(*(pool.ask(request(*ids)) for ids in [(1, 2), (7, 7), (1, 3), (1, 4)]), return_exceptions=True)
-    assert alone[0] > 1
-    assert alone[1:] == [1]
+    async with scripted(notes, notes) as servers, pool_of(servers) as pool:
+        others = [asyncio.create_task(pool.ask(request(1, n))) for n in range(4)]
+        await until(lambda: all(server.now == 2 for server in servers))
+        suspect = asyncio.create_task(pool.ask(request(7, 7)))
+        await until(lambda: len(beside) == 2)
+        others += [asyncio.create_task(pool.ask(request(2, n))) for n in range(4)]
+        await asyncio.gather(suspect, *others, return_exceptions=True)
+    assert beside == [3, 1, 1]
+
+
+async def test_the_second_server_is_another_one_where_there_is_one() -> None:
+    async with scripted(answers, answers) as servers, pool_of(servers) as pool:
+        await pool.look()
+        for server, other in zip(servers, reversed(servers), strict=True):
+            assert (await pool._any_up(server.url)).url == other.url
 
 
 async def test_a_stalled_server_is_left_at_the_deadline() -> None:
