@@ -31,6 +31,7 @@ from common.sglang.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
+PROVED = "0.5.23"  # the version whose replies the contract tests replay
 _LOOK_S = 0.5  # between two looks of a waiting request at the servers that are out of rotation
 _LONGEST_PAUSE_S = 30.0
 
@@ -132,10 +133,11 @@ class ServerPool:
                 self.take_out(server, str(error))
                 return
             server.up, server.reason = True, ""
-        log.info(
-            "server joins rotation",
-            extra={"who": self._who, "server": server.url, "model": info.model_path, "weights": info.weight_version},
-        )
+        software = await server.software()
+        facts = {"who": self._who, "server": server.url, "model": info.model_path, "sglang": software or "not told"}
+        log.info("server joins rotation", extra=facts)
+        if software != PROVED:
+            log.warning("this version of SGLang is not tested", extra={**facts, "tested": PROVED})
 
     async def _try(self, request: GenerateRequest, seat: Callable[[int], AbstractAsyncContextManager[Server]]) -> tuple[Server, Any]:
         """Until a server has dealt with it, or fallen silent."""

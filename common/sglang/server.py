@@ -114,6 +114,14 @@ class Server:
             raise Lost(f"{self.url}/model_info answered no object")
         return ModelInfo(str(said.get("model_path", "")), str(said.get("weight_version") or ""))
 
+    async def software(self) -> str:
+        """SGLang's version, "" where it does not tell. Of /server_info nothing else is kept: it holds both keys in clear."""
+        try:
+            said = await self.call("GET", "/server_info", deadline_s=INFO_DEADLINE_S)
+        except (CallFailed, ConfigError):
+            return ""
+        return str(said.get("version") or "") if isinstance(said, dict) else ""
+
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float, admin: bool = False) -> Any:
         """The reply's JSON, or its text where it is none of a control endpoint. Raises CallFailed, or ConfigError for a refused key."""
         try:

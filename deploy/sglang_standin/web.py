@@ -26,6 +26,7 @@ _FLUSHED = (
     "Cache flushed.\nPlease check backend logs for more details. "
     "(When there are running or waiting requests, the operation will not be performed.)\n"
 )
+_VERSION = "0.5.23"  # whose replies it imitates
 _MOST_BYTES = 1 << 28
 
 
@@ -51,6 +52,7 @@ class Endpoints:
         app.router.add_post("/generate", self._generate)
         for path in ("/model_info", "/get_model_info"):
             app.router.add_get(path, self._info)
+        app.router.add_get("/server_info", self._software)
         for path in _OPEN:
             app.router.add_get(path, self._health)
         for path in self._control:
@@ -86,6 +88,9 @@ class Endpoints:
         path = self._service.path
         said = {"model_path": path, "served_model_name": path, "tokenizer_path": str(self._service.model.directory)}
         return web.json_response({**said, "is_generation": True, "weight_version": self._service.weight_version, "load_format": "auto"})
+
+    async def _software(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": _VERSION})
 
     async def _health(self, _request: web.Request) -> web.Response:
         """The real server's /health takes 20 s to say this while it is paused; nobody should ask it."""

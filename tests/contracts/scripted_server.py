@@ -44,6 +44,7 @@ class ScriptedServer:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.looks = 0
+        self.software = {"version": "0.5.23"}
         self.now = self.most = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
@@ -52,6 +53,7 @@ class ScriptedServer:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_get("/model_info", self._info)
+        app.router.add_get("/server_info", self._software)
         app.router.add_post("/generate", self._generate)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -67,6 +69,9 @@ class ScriptedServer:
     async def _info(self, _request: web.Request) -> web.Response:
         self.looks += 1
         return web.json_response({"model_path": "/m", "weight_version": "default"})
+
+    async def _software(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.software)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -212,3 +212,13 @@ async def test_a_server_that_cannot_be_prepared_stays_out_and_the_others_go_on()
         assert pool.servers[0].reason == "it has other weights"
         await pool.aclose()
     assert [len(server.bodies) for server in servers] == [0, 4]
+
+
+async def test_an_untested_version_is_named_and_nothing_else_of_server_info_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with scripted(answers) as servers, pool_of(servers) as pool:
+        servers[0].software = {"version": "0.5.9", "admin_api_key": "admin-secret"}
+        await pool.ask(request())
+    (warning,) = [record for record in caplog.records if record.message == "this version of SGLang is not tested"]
+    assert (warning.sglang, warning.tested) == ("0.5.9", "0.5.23")
+    assert not any("admin-secret" in str(vars(record)) for record in caplog.records)
