@@ -13,7 +13,7 @@ _MALLOC_THRESHOLD = str(1 << 30)
 """Freed memory serves the next forward pass instead of going back to the kernel: +20 % there. Read before Python starts."""
 
 _PRIMITIVES = "128"
-"""oneDNN keeps what it has compiled for a shape; batches of ever new shapes fill its default of 1,024 with a gigabyte, and are no faster for it."""
+"""oneDNN keeps what it compiled for a shape; ever new shapes fill its default of 1,024 with a gigabyte, and are no faster for it."""
 
 
 @dataclass(frozen=True, slots=True)
