@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import io
 import json
-import logging
 import struct
 import tempfile
 import zlib
@@ -55,7 +54,6 @@ EXAMPLE = ROOT / "examples" / "arithmetic"
 Decoder = Callable[[bytes], None]
 _scratch = tempfile.TemporaryDirectory(prefix="reflux-fuzz-")
 _place = Path(_scratch.name)
-logging.getLogger("learner.journal").setLevel(logging.CRITICAL)
 
 
 def codec(data: bytes) -> None:

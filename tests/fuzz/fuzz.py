@@ -7,6 +7,7 @@ for ever, and the exit code is 1.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import resource
@@ -37,6 +38,7 @@ def keep(name: str, data: bytes) -> Path:
 
 def mutate_until(name: str, seconds: float, seed: int) -> int:
     """The exit code."""
+    logging.disable()  # a million warnings of torn frames
     from decoders import DECODERS, SEEDS
     from mutations import mutated
 
@@ -59,6 +61,8 @@ def mutate_until(name: str, seconds: float, seed: int) -> int:
 def guided_until(name: str, seconds: float, seed: int) -> None:
     """Ends the process."""
     import atheris
+
+    logging.disable()
 
     with atheris.instrument_imports(include=["common", "learner", "msgpack"]):
         from decoders import DECODERS, SEEDS
