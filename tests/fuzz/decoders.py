@@ -24,7 +24,7 @@ import numpy as np
 
 from common.codec import decode, encode
 from common.config import load_config
-from common.errors import ConfigError, WeightsError, WireError
+from common.errors import ConfigError, OtherSchema, WeightsError, WireError
 from common.messages import (
     Completion,
     Evaluated,
@@ -66,16 +66,17 @@ def codec(data: bytes) -> None:
 
 
 def journal(data: bytes) -> None:
-    """Never an error: what cannot be read ends the reading."""
+    """What cannot be read ends the reading or is passed over; only another version's record is an error."""
     directory = term_directory(_place / "journal", 1)
     directory.mkdir(parents=True, exist_ok=True)
     body = data[1:]
     framed = body if data[:1] < b"\x80" else struct.pack("<II", len(body), zlib.crc32(body)) + body
     (directory / "segment-00000001.rfx").write_bytes(framed)
-    for record in records(_place / "journal", 1):
-        assert isinstance(record, StepRecord)
-        for payload in record.payloads:
-            codec(bytes(payload))
+    with suppress(OtherSchema):
+        for record in records(_place / "journal", 1):
+            assert isinstance(record, StepRecord)
+            for payload in record.payloads:
+                codec(bytes(payload))
 
 
 def manifest(data: bytes) -> None:
