@@ -192,12 +192,12 @@ async def test_weights_change_between_two_tokens_and_no_request_is_lost(adapter:
         assert not any(task.done() for task in running)
         done = await asyncio.gather(*running)
         late = await engine.generate(ticket(5, 4))
+    spans = [[(span.term, span.step) for span in answer.versions] for answer in done]
+    assert [(0, 0), (1, 7)] in spans
+    assert all(each in ([(0, 0), (1, 7)], [(1, 7)]) for each in spans), "a busy machine may start one after the update"
     for answer in done:
-        old, new = answer.versions
-        assert (old.term, old.step, new.term, new.step) == (0, 0, 1, 7)
-        assert old.tokens > 0
-        assert new.tokens > 0
-        assert old.tokens + new.tokens == 1000
+        assert all(span.tokens > 0 for span in answer.versions)
+        assert sum(span.tokens for span in answer.versions) == 1000
     assert late.versions == (Span(1, 7, 4, exact=True),)
 
 
