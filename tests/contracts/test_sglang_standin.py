@@ -45,7 +45,7 @@ async def server(tmp_path: Path) -> AsyncIterator[StandIn]:
 
 
 async def decoding(server: StandIn, count: int = 1) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while server.service.decoding < count:
             await asyncio.sleep(0.005)
 

@@ -41,7 +41,7 @@ class Server:
         assert self.process.stdin
         with self.process.stdin as stdin:
             stdin.write(settings.encode())
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._answers():
             assert time.monotonic() < deadline, (self._directory / "server.log").read_text()
             time.sleep(0.02)
@@ -102,7 +102,7 @@ class ByHand:
         path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
         return {**self.example.environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 120) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout} s for {what}\n{self.all_said()}"

@@ -76,7 +76,7 @@ def guarded_server(directory: Path, acl: str, tls: dict[str, Path]) -> Iterator[
     program = [str(part) for part in (tls.get("server") or find_server(), *settings)]
     process = subprocess.Popen(program, cwd=directory, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not listens(port):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -42,7 +42,7 @@ def _keeper(bus: Any, **times: float) -> LeaseKeeper:
 
 async def _run_until(keeper: LeaseKeeper, condition: Any) -> None:
     task = asyncio.create_task(keeper.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
     task.cancel()

@@ -30,7 +30,7 @@ async def test_what_is_waited_for_is_in_the_heartbeat_until_it_is_mended() -> No
         report = pulse.report()
     assert (report.state, report.gauges["obstacle"]) == ("waits for server memory", "no memory left: raise it")
     mended.set()
-    assert await asyncio.wait_for(waiting, 5) == 7
+    assert await asyncio.wait_for(waiting, 60) == 7
     report = pulse.report()
     assert "obstacle" not in report.gauges
     assert report.waiting["server memory"] > 0
@@ -64,7 +64,7 @@ async def test_a_store_that_never_answers_is_named_in_time_and_goes_on_when_it_i
         begin = time.monotonic()
         with pytest.raises(StoreAway, match=r"has not answered for 0\.2 s.*weights\.deadline_s"):
             await store.versions()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 30
     assert store.begun == 1, "no second call beside one that hangs"
     store.mended.set()
     assert await store.versions() == []
@@ -78,6 +78,6 @@ def test_a_store_that_never_answers_keeps_no_process_from_ending(tmp_path: Path)
         "import asyncio, sys, threading; from common.weights.patient_thread import PatientThread\n"
         "asyncio.run(PatientThread('/mnt', 0.1).run(threading.Event().wait))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the weight store /mnt has not answered" in done.stderr

@@ -78,7 +78,7 @@ class World:
             "data": {"prompts": "p", "eval_prompts": "e"},
             "loss": {"kind": "sampled_reverse_kl", **(loss or {})},
             "learner": {"batch_size": 3, "steps": 8, "max_staleness": 1, "checkpoint_every": 3, **learner},
-            "evaluation": {"prompts": questions, "deadline_s": 3.0, **(evaluation or {})},
+            "evaluation": {"prompts": questions, "deadline_s": 60.0, **(evaluation or {})},
             "weights": {"keep": 3, **(weights or {})},
             "bus": {"lease_s": LEASE_S},
         }
@@ -181,7 +181,7 @@ class World:
     async def crash(self, **how):
         """A life that must end in a crash."""
         with pytest.raises((Crash, ExceptionGroup)) as caught:
-            await asyncio.wait_for(self.life(**how), 20)
+            await asyncio.wait_for(self.life(**how), 60)
         error = caught.value
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
@@ -189,7 +189,7 @@ class World:
 
     async def finish(self):
         """A last life that must see the run through; then everything is checked."""
-        await asyncio.wait_for(self.life(), 30)
+        await asyncio.wait_for(self.life(), 60)
         return await self.check()
 
     async def check(self):

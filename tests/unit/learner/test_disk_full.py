@@ -114,7 +114,7 @@ async def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk)
 
     async with run.workers():
         life = asyncio.create_task(run.life(trainer=Filling()))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while run.worker is None or "obstacle" not in run.worker.pulse.report().gauges:
                 await asyncio.sleep(0.01)
         report = run.worker.pulse.report()
@@ -125,7 +125,7 @@ async def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk)
         assert run.trainer.steps <= step + 1, "it pauses"
         assert not life.done()
         disk.make_room()
-        await asyncio.wait_for(life, 30)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -142,11 +142,11 @@ async def test_a_run_whose_weight_store_is_away_says_so_and_goes_on_when_it_is_b
 
     async with run.workers():
         life = asyncio.create_task(run.life(trainer=Unplugging()))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while run.worker is None or run.worker.pulse.report().state != "waits for weight store":
                 await asyncio.sleep(0.01)
         assert str(away) in run.worker.pulse.report().gauges["obstacle"]
         assert not life.done()
         away.unlink()
-        await asyncio.wait_for(life, 30)
+        await asyncio.wait_for(life, 60)
         await run.check()

@@ -56,7 +56,7 @@ async def test_a_straggler_is_masked_sampled_again_or_waited_for(world, straggle
         await asyncio.sleep(1.2)
         steps = run.trainer.steps
         slow.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         result = await run.check()
     if straggler == "wait":
         assert steps == 0
@@ -109,7 +109,7 @@ async def test_while_an_evaluation_is_open_nothing_newer_is_published_and_traini
         assert run.version == Version(1, 0)
         assert run.trainer.steps == 3, "the window of three batches, then it waits"
         run.answering.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -121,7 +121,7 @@ async def test_an_evaluation_that_the_bus_lost_is_asked_again(world):
         await asyncio.sleep(0.6)
         await run.wipe()
         run.answering.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         result = await run.check()
     assert result["pass_at_1"]["n"] == 3
     assert result["evaluations"][0]["n"] == 3
@@ -199,7 +199,7 @@ async def test_a_pause_stops_admission_and_names_it(world):
         assert run.trainer.steps == 0
         assert run.worker.pulse.report().state == "waits for admission"
         await bus.pause(False)
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -224,7 +224,7 @@ async def test_a_starving_learner_names_what_it_waits_for(world, slow, cause):
         assert run.worker.pulse.report().state == f"waits for {cause}"
         gate.set()
         run.sampling.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -251,5 +251,5 @@ async def test_the_tally_is_read_where_it_is_counted(world, monkeypatch):
         while run.trainer is None or not run.trainer.steps:
             await asyncio.sleep(0.005)
         monkeypatch.setattr(Tally, "to_json", watched)
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
     assert set(threads) == {threading.main_thread()}, "a worker that joins changes its size"

@@ -48,7 +48,7 @@ async def test_an_empty_server_in_mid_run_loses_and_repeats_nothing(world):
         assert (await bus.state()).live > 0, "tickets wait to be lost"
         await run.wipe()
         run.sampling.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -70,13 +70,13 @@ async def test_a_zombie_stops_and_leaves_no_trace_in_the_surviving_line(world):
         await until(second_trainer.reached)
         zombie.go.set()
         with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(first, 20)
+            await asyncio.wait_for(first, 60)
         error = caught.value
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         assert isinstance(error, Superseded)
         second_trainer.go.set()
-        await asyncio.wait_for(second, 20)
+        await asyncio.wait_for(second, 60)
         await run.check()
 
 
@@ -91,7 +91,7 @@ async def test_a_second_learner_is_refused_while_the_first_lives(world):
         assert run.directory.config.stat().st_ino == before, "only a learner that has its term says how it runs"
         run.trainer = trainer
         trainer.go.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         await run.check()
 
 
@@ -124,12 +124,12 @@ async def test_a_signal_ends_at_a_step_with_a_checkpoint_and_the_next_life_goes_
         await until(trainer.reached)
         stopping.set()
         trainer.go.set()
-        await asyncio.wait_for(life, 10)
+        await asyncio.wait_for(life, 60)
         assert not run.directory.result.exists()
         stopped_at = checkpoint.newest(run.directory.checkpoints).version
         assert stopped_at.term == 1
         assert stopped_at.step >= 4
-        await asyncio.wait_for(run.life(take_over=False), 20)
+        await asyncio.wait_for(run.life(take_over=False), 60)
         result = await run.check()
         assert result["replayed_steps"] <= 1, "only a record that was durable and not yet trained"
 
@@ -141,7 +141,7 @@ async def test_a_signal_while_nothing_arrives_ends_at_once(world):
         life = asyncio.create_task(run.life(stopping=stopping))
         await asyncio.sleep(0.5)
         stopping.set()
-        await asyncio.wait_for(life, 5)
+        await asyncio.wait_for(life, 60)
 
 
 async def test_old_segments_go_when_the_run_keeps_no_record(world):
@@ -178,9 +178,9 @@ async def test_the_dead_are_replaced_and_counted(world):
     async with run.workers():
         life = asyncio.create_task(run.life())
         async with background():
-            await asyncio.wait_for(bury_two(), 10)
+            await asyncio.wait_for(bury_two(), 60)
         run.sampling.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         result = await run.check()
     assert result["ledger"] == {"admitted": 26, "applied": 24, "live": 0, "dead": 2}
     assert list(result["dead"].values()) == ["poison", "poison"]
@@ -196,5 +196,5 @@ async def test_a_real_server_that_comes_back_empty_and_a_crash_change_nothing(tm
             await until(trainer.reached)
             await run.wipe()
             trainer.go.set()
-            await asyncio.wait_for(life, 20)
+            await asyncio.wait_for(life, 60)
             await run.check()

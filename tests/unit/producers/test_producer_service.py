@@ -128,7 +128,7 @@ class Stage:
         producer = Producer(worker=worker, engine=engine, follower=follower, judge=FakeJudge())  # type: ignore[arg-type]
         task = asyncio.create_task(producer.run())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 yield
                 worker.stopping.set()
                 await task

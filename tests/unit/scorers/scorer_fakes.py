@@ -185,11 +185,11 @@ def worker_of(server: Server, config: RunConfig, name: str = "me") -> Worker:
 
 
 @asynccontextmanager
-async def serving(worker: Worker, teacher: FakeTeacher, name: str = "t") -> AsyncIterator[None]:
-    """Runs a scorer inside the block and stops it, as SIGTERM does, behind it."""
+async def serving(worker: Worker, teacher: FakeTeacher, name: str = "t") -> AsyncIterator[asyncio.Task[None]]:
+    """Runs a scorer inside the block and stops it, as SIGTERM does, behind it; the task is its life."""
     task = asyncio.create_task(Scorer(worker=worker, teacher=teacher, name=name, examine=teacher.complaint).run())
     try:
-        yield
+        yield task
     finally:
         worker.stopping.set()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)

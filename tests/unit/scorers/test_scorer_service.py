@@ -162,14 +162,15 @@ async def test_suspects_are_scored_apart_and_the_worst_alone() -> None:
 
 async def test_a_rollout_that_kills_every_scorer_is_buried_and_the_others_survive() -> None:
     server = filled(6)
-    for life in range(20):
-        worker, teacher = worker_of(server, config_of(lease_tokens=100), f"life {life}"), FakeTeacher("t", dies_of=[2])
+    for number in range(20):
+        worker, teacher = worker_of(server, config_of(lease_tokens=100), f"life {number}"), FakeTeacher("t", dies_of=[2])
         try:
-            async with serving(worker, teacher):
-                await asyncio.wait_for(server.until("scored", 6), 0.3)
-            break
-        except (ExceptionGroup, TimeoutError):
+            async with serving(worker, teacher) as life:
+                await asyncio.wait({life, asyncio.create_task(server.until("scored", 6))}, return_when="FIRST_COMPLETED")
+        except ExceptionGroup:
             server.take_from(worker.name)
+        else:
+            break
     assert sorted(scored(server)) == [0, 1, 3, 4, 5]
     assert server.dead == {2: "poison: 3 scorers failed on it alone"}
 
