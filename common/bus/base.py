@@ -8,7 +8,7 @@ call repeated after a lost reply is recognised as done. All scripts take many en
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 TICKETS = "tickets"
@@ -108,6 +108,7 @@ class BusState:
     leased: Mapping[str, int]  # topic -> entries leased at present
     used_bytes: int  # the server's memory
     obstacle: str = ""  # why the server refuses writes now
+    oldest_s: Mapping[str, float] = field(default_factory=dict)  # topic -> age of its oldest entry; empty ones are left out
 
 
 class Bus(Protocol):

@@ -28,6 +28,7 @@ class Entry:
     deliveries: int = 0
     since: float = 0.0
     by: str = ""
+    made: float = 0.0
 
 
 class MemoryServer:
@@ -88,7 +89,7 @@ class MemoryServer:
 
     def add(self, topic: str, seq: int, attempt: int, payload: bytes, by: str = "") -> None:
         """XADD, and `live` names it."""
-        entry = Entry(topic, self.name(), seq, attempt, bytes(payload), by=by)
+        entry = Entry(topic, self.name(), seq, attempt, bytes(payload), by=by, made=self.clock())
         self.topics.setdefault(topic, {})[entry.name] = entry
         if in_ledger(topic):
             self.live[seq] = LiveEntry(topic, entry.name, attempt)
@@ -156,6 +157,7 @@ class MemoryServer:
 
     def state(self) -> BusState:
         """See Bus.state."""
+        now = self.clock()
         leased = {topic: sum(e.owner not in {None, FREE} for e in entries.values()) for topic, entries in self.topics.items()}
         return BusState(
             incarnation=f"{self.run_id}:{self.incarnation}",
@@ -168,6 +170,7 @@ class MemoryServer:
             backlog={topic: len(entries) for topic, entries in self.topics.items()},
             leased=leased,
             used_bytes=self.used_bytes,
+            oldest_s={topic: now - min(e.made for e in entries.values()) for topic, entries in self.topics.items() if entries},
         )
 
 

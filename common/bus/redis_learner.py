@@ -87,7 +87,8 @@ class LearnerCalls(OperatorCalls):
         """See Bus.state."""
         ledger, live, dead, retried, topics, server, memory, disk = await self._script("state")
         term, cursor, applied, key = ledger
-        names = [topic.decode() for topic in topics[::3]]
+        names = [topic.decode() for topic in topics[::4]]
+        now_ms = int(_info(server, "server_time_usec")) / 1000
         return BusState(
             incarnation=f"{_info(server, 'run_id')}:{(key or b'').decode()}",
             term=int(term or 0),
@@ -96,10 +97,11 @@ class LearnerCalls(OperatorCalls):
             applied=int(applied or 0),
             dead=dead,
             retried={reason.decode(): int(count) for reason, count in zip(retried[::2], retried[1::2], strict=True)},
-            backlog=dict(zip(names, topics[1::3], strict=True)),
-            leased=dict(zip(names, topics[2::3], strict=True)),
+            backlog=dict(zip(names, topics[1::4], strict=True)),
+            leased=dict(zip(names, topics[2::4], strict=True)),
             used_bytes=int(_info(memory, "used_memory")),
             obstacle=_obstacle(memory, disk),
+            oldest_s={name: max(0.0, now_ms - _made_ms(entry)) / 1000 for name, entry in zip(names, topics[3::4], strict=True) if entry},
         )
 
     async def ask(self, term: int, topic: str, payloads: Sequence[tuple[int, bytes]]) -> None:
@@ -117,6 +119,10 @@ def _obstacle(memory: bytes, disk: bytes) -> str:
         return "the server cannot write its append-only file: make room on its disk"
     used, most = int(_info(memory, "used_memory")), int(_info(memory, "maxmemory") or 0)
     return f"the server's memory is used up ({used} of {most} bytes): raise its maxmemory" if most and used >= most else ""
+
+
+def _made_ms(entry: bytes) -> int:
+    return int(entry.partition(b"-")[0])
 
 
 def _ticket_size(ticket: tuple[int, bytes]) -> int:

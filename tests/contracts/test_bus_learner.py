@@ -291,3 +291,17 @@ async def test_what_a_dead_learner_had_leased_goes_to_its_successor_at_once(medi
     again = await successor.lease([SCORED], 10, 0)
     assert seqs(again) == seqs(held)
     assert [lease.deliveries for lease in again] == [1, 1]
+
+
+async def test_the_oldest_entry_of_a_topic_has_an_age_that_grows_until_it_leaves(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 2)
+    first = (await bus.state()).oldest_s[TICKETS]
+    await asyncio.sleep(0.01)
+    second = (await bus.state()).oldest_s
+    assert second[TICKETS] > first >= 0
+    assert second.keys() == {TICKETS}
+    held = await bus.lease([TICKETS], 2, 0)
+    assert (await bus.state()).oldest_s[TICKETS] > second[TICKETS]  # whoever works on it
+    await bus.hand_off([Move(lease, SCORED, lease.payload) for lease in held])
+    assert (await bus.state()).oldest_s.keys() == {SCORED}

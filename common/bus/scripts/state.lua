@@ -1,4 +1,4 @@
--- ARGV: me. One consistent look: {state values, live, dead, retried, {topic, backlog, leased, …}, server, memory, persistence}.
+-- ARGV: me. One consistent look: {state values, live, dead, retried, {topic, backlog, leased, oldest entry, …}, server, memory, persistence}.
 local backlogs = {}
 for _, topic in ipairs(redis.call('SMEMBERS', key('topics'))) do
   local leased, pending = 0, redis.pcall('XPENDING', key(topic), GROUP)
@@ -8,7 +8,8 @@ for _, topic in ipairs(redis.call('SMEMBERS', key('topics'))) do
       if consumer[1] == FREE then leased = leased - tonumber(consumer[2]) end
     end
   end
-  for _, value in ipairs({topic, redis.call('XLEN', key(topic)), leased}) do backlogs[#backlogs + 1] = value end
+  local oldest = redis.call('XRANGE', key(topic), '-', '+', 'COUNT', 1)[1]
+  for _, value in ipairs({topic, redis.call('XLEN', key(topic)), leased, oldest and oldest[1] or ''}) do backlogs[#backlogs + 1] = value end
 end
 return {
   redis.call('HMGET', key('state'), 'term', 'cursor', 'applied', 'incarnation'),
