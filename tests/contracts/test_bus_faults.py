@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import redis
-from conftest import ROLLOUTS, Medium, assert_balanced, seqs, start_run, tickets
+from bus_media import ROLLOUTS, Medium, assert_balanced, seqs, start_run, tickets
 from lossy_proxy import LossyProxy
 
 from common.bus.base import SCORED, TICKETS, Burial, Move, Retry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from conftest import ROLLOUTS, Medium, seqs, start_run, tickets
+from bus_media import ROLLOUTS, Medium, seqs, start_run, tickets
 
 from common.bus.base import EVAL, EVALUATED, SCORED, TICKETS, Burial, DeadLetter, LiveEntry, Move, Retry
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import ROLLOUTS, Medium, start_run
+from bus_media import ROLLOUTS, Medium, start_run
 
 from common.bus import connect_url
 from common.bus.base import TICKETS, Move

@@ -6,16 +6,10 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROLLOUTS, Medium, seqs, start_run, tickets
+from bus_media import Medium, advance, seqs, start_run, tickets
 
-from common.bus.base import EVAL, SCORED, TICKETS, Burial, DeadLetter, Move, Retry
+from common.bus.base import EVAL, SCORED, TICKETS, Burial, Move, Retry
 from common.errors import LearnerActive, Superseded
-
-
-async def advance(bus, topic, target, count=1000):
-    held = await bus.lease([topic], count, 0)
-    await bus.hand_off([Move(lease, target, lease.payload) for lease in held])
-    return await bus.lease([target], count, 0)
 
 
 async def test_admission_is_a_compare_and_set_on_the_cursor(medium: Medium) -> None:
@@ -196,44 +190,6 @@ async def test_a_follower_that_waits_sees_a_publication_at_once(medium: Medium) 
     await learner.publish(1, b"manifest", 3)
     async with asyncio.timeout(60):
         assert [payload for _, payload in await waiting] == [b"manifest"]
-
-
-async def test_reconciling_removes_what_is_applied_or_dead_wherever_it_is(medium: Medium) -> None:
-    bus = await medium.bus()
-    await start_run(bus, 6)
-    scored = await advance(bus, TICKETS, SCORED, 2)
-    rollouts = await bus.lease([TICKETS], 2, 0)
-    await bus.hand_off([Move(lease, ROLLOUTS, b"rollout") for lease in rollouts])
-    assert await bus.reconcile(1, 4, 2, [0, 2], {1: "unusable", 4: "too long"}, {}) == 6
-    assert set(await bus.live()) == {3, 5}
-    letters = await bus.dead_letters()
-    assert {seq: letter.reason for seq, letter in letters.items()} == {1: "unusable", 4: "too long"}
-    assert letters[4] == DeadLetter(4, 0, "too long", b"ticket 4")
-    assert await bus.hand_off([Move(scored[0], ROLLOUTS, b"")]) == ["refused"]
-    assert (await bus.state()).applied == 2
-
-
-async def test_reconciling_joins_the_dead_and_forgets_those_that_are_applied(medium: Medium) -> None:
-    bus = await medium.bus()
-    await start_run(bus, 3)
-    held = await bus.lease([TICKETS], 2, 0)
-    await bus.bury([Burial(lease, "server's word") for lease in held])
-    await bus.reconcile(1, 3, 1, [0], {1: "learner's word"}, {})
-    assert {seq: letter.reason for seq, letter in (await bus.dead_letters()).items()} == {1: "server's word"}
-    again = await bus.reconcile(1, 3, 1, [0], {1: "learner's word"}, {})
-    assert (again, set(await bus.dead_letters())) == (3, {1})
-
-
-async def test_reconciling_takes_anything_that_tells_whether_a_seq_is_gone(medium: Medium) -> None:
-    bus = await medium.bus()
-    await start_run(bus, 4)
-
-    class Even:
-        def __contains__(self, seq: object) -> bool:
-            return isinstance(seq, int) and seq % 2 == 0
-
-    await bus.reconcile(1, 4, 2, Even(), {}, {})
-    assert set(await bus.live()) == {1, 3}
 
 
 async def test_the_incarnation_is_set_once_and_stays(medium: Medium) -> None:

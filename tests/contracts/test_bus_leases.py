@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from conftest import ROLLOUTS, Medium, seqs, start_run, tickets
+from bus_media import ROLLOUTS, Medium, seqs, start_run, tickets
 
 from common.bus.base import EVAL, TICKETS, Move
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import Medium, seqs, start_run, tickets
+from bus_media import Medium, seqs, start_run, tickets
 
 from common.bus.base import SCORED, TICKETS, Burial, DeadLetter, LiveEntry, Move, Retry, Revival
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from conftest import ROLLOUTS, Medium, tickets
+from bus_media import ROLLOUTS, Medium, tickets
 
 from common.bus.base import SCORED, TICKETS, Burial, Move, Retry, Revival
 

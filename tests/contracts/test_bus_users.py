@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import redis
-from conftest import binary_of
+from bus_media import binary_of
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry as Again
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ROLLOUTS, Medium, start_run, tickets
+from bus_media import ROLLOUTS, Medium, start_run, tickets
 
 from common.bus.base import SCORED, TICKETS, Burial, Move
 from common.codec import encode
