@@ -217,18 +217,19 @@ def _timed(opener: _OpenEngine, config: RunConfig, pulse: Pulse, loop: asyncio.A
 
 async def produce(worker: Worker) -> None:
     """The body of a producer's process."""
+    from common import bus as buses
     from common.weights import open_store
     from producers.engines import open_engine
 
     config = worker.config
     worker.pulse.state("loads the student")
     engine = await asyncio.to_thread(_timed, open_engine, config, worker.pulse, asyncio.get_running_loop())
-    follower = WeightsFollower(
-        bus=worker.bus, store=open_store(config), engine=engine, pulse=worker.pulse, poll_s=config.service.heartbeat_s
-    )
     gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("samples")
     try:
-        await Producer(worker=worker, engine=engine, follower=follower, judge=Judge(config)).run()
+        async with buses.connect(config, name=worker.name, role="follower") as reader:  # this user may write nothing
+            poll_s = config.service.heartbeat_s
+            follower = WeightsFollower(bus=reader, store=open_store(config), engine=engine, pulse=worker.pulse, poll_s=poll_s)
+            await Producer(worker=worker, engine=engine, follower=follower, judge=Judge(config)).run()
     finally:
         await engine.aclose()

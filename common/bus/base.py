@@ -182,7 +182,7 @@ class Bus(Protocol):
         """Where every live seq is."""
 
     async def dead_letters(self) -> dict[int, DeadLetter]:
-        """All dead letters."""
+        """All dead letters; whether one that dies or is revived meanwhile is among them is left open."""
 
     async def reconcile(
         self, term: int, cursor: int, applied: int, gone: Container[int], dead: Mapping[int, str], lives: Mapping[int, int]

@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from common.bus.base import DeadLetter, Revival
 from common.bus.redis_calls import MOST_ENTRIES, RunCalls, pieces
 
+_PAGE = 16
+"""Letters asked for at a time: their number has no bound, but an answer of the server has one, and nobody else waits for long."""
+
 
 class OperatorCalls(RunCalls):
     """Calls that anybody may make."""
 
     async def dead_letters(self) -> dict[int, DeadLetter]:
         """See Bus.dead_letters."""
-        rows: list[bytes] = await self._client.command("HGETALL", self._key("dead"))
-        return {int(seq): _dead_letter(int(seq), text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
+        letters: dict[int, DeadLetter] = {}
+        cursor = b"0"
+        while True:
+            cursor, rows = await self._client.command("HSCAN", self._key("dead"), cursor, "COUNT", _PAGE)
+            letters |= {int(seq): _dead_letter(int(seq), text) for seq, text in zip(rows[::2], rows[1::2], strict=True)}
+            if cursor == b"0":
+                return letters
 
     async def lives(self) -> dict[int, int]:
         """See Bus.lives."""

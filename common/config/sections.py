@@ -200,7 +200,7 @@ class BusSection(Section):
     user: str = operational("{run}-{role}")
     """With password_file or password_env: the user, as `reflux acl` names it. `default` for a server that knows one password only."""
     password_file: str = operational("")
-    """File with the password; `{run}` and `{role}` (learner, producer, scorer, operator, observer) in it are filled in."""
+    """File with the password; `{run}` and `{role}` (learner, producer, follower, scorer, operator, observer) in it are filled in."""
     password_env: str = operational("")
     """Variable of the environment with the password; `{role}` or `{ROLE}` in it is filled in."""
     tls_ca: Path | None = operational(None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from bus_media import Medium, seqs, start_run, tickets
 
+from common.bus import connect_url
 from common.bus.base import SCORED, TICKETS, Burial, DeadLetter, LiveEntry, Move, Retry, Revival
 
 
@@ -105,6 +107,21 @@ async def test_a_stripped_letter_stays_dead_and_keeps_its_reason(medium: Medium)
     assert await bus.dead_letters() == {0: DeadLetter(0, 1, "why: 7 apples", b"")}
     assert await bus.revive([Revival(0, 2, b"anew")]) == [0]
     assert seqs(rest) == [1, 2]
+
+
+async def test_more_dead_letters_than_one_answer_may_hold_are_all_told(medium: Medium) -> None:
+    if not medium.url:
+        pytest.skip("the twin in memory has no answers")
+    count, size = 150, 4000
+    bus = await medium.bus()
+    await start_run(bus, count)
+    held = await bus.lease([TICKETS], count, 0)
+    await bus.hand_off([Move(lease, SCORED, lease.seq.to_bytes(2, "big") * size) for lease in held])
+    await bus.bury([Burial(lease, f"reason {lease.seq}") for lease in await bus.lease([SCORED], count, 0)])
+    limit = count * size  # half of what the letters hold
+    async with connect_url(medium.url, run=medium.run, name="a", lease_s=9.0, outage_timeout_s=5.0, largest_answer=limit) as reader:
+        letters = await reader.dead_letters()
+    assert letters == {seq: DeadLetter(seq, 0, f"reason {seq}", seq.to_bytes(2, "big") * size) for seq in range(count)}
 
 
 async def test_admission_can_be_paused_for_the_whole_run(medium: Medium) -> None:

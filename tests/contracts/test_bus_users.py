@@ -34,10 +34,10 @@ DANGEROUS = (
 )  # fmt: skip
 KINDS = ["valkey", "redis-6.2", "redis-system"]
 REFUSED = {
-    "producer": ["scored", "state", "learner", "calls:learner-1", "calls:scorer-1", "report:scorer-1"],
+    "producer": ["weights", "scored", "state", "learner", "calls:learner-1", "calls:scorer-1", "report:scorer-1"],
     "scorer": ["weights", "state", "learner", "eval", "evaluated", "calls:producer-1", "report:learner-1"],
 }
-ALLOWED = {"producer": ["tickets", "weights", "calls:producer-1"], "scorer": ["scored", "rollouts:t", "live"]}
+ALLOWED = {"producer": ["tickets", "calls:producer-1"], "scorer": ["scored", "rollouts:t", "live"]}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -76,8 +76,6 @@ def as_user(server: EmbeddedServer, role: str) -> redis.Redis:
 
 
 async def produce(producer: Any) -> None:
-    assert [payload for _, payload in await producer.weights_after("0", 0.0)] == [b"manifest"]
-    assert await producer.weights_after("$", 0.01) == []
     questions = await producer.lease([EVAL, TICKETS], 1, 0.1)
     assert await producer.hand_off([Move(questions[0], EVALUATED, b"answer")]) == ["done"]
     tickets = await producer.lease([EVAL, TICKETS], 5, 0.1)
@@ -112,6 +110,9 @@ async def test_every_role_does_its_part_of_a_run(worker: Any) -> None:
     assert await learner.admit(1, 0, [(seq, b"ticket") for seq in range(5)]) == 5
     await learner.ask(1, EVAL, [(0, b"question")])
 
+    follower = await worker("follower", "producer-1")
+    assert [payload for _, payload in await follower.weights_after("0", 0.0)] == [b"manifest"]
+    assert await follower.weights_after("$", 0.01) == []
     await produce(producer)
     await score(scorer)
     done = await learner.lease([SCORED], 5, 0.5)
@@ -144,9 +145,9 @@ async def test_nobody_may_do_what_harms_the_server_or_shows_others(guarded: Embe
                 client.execute_command(*command.split())
         for key in ("other", "reflux:{other}:live", "reflux:live", f"reflux:{{{RUN}}}"):
             for call in (("HGET", key, "a"), ("EVAL", "return redis.call('HGET', KEYS[1], 'a')", 1, key)):
-                with pytest.raises(redis.ResponseError, match=r"(?i)access"):
+                with pytest.raises(redis.ResponseError, match=r"(?i)access|no permission"):
                     client.execute_command(*call)
-            with pytest.raises(redis.ResponseError, match=r"(?i)access"):
+            with pytest.raises(redis.ResponseError, match=r"(?i)access|no permission"):
                 client.execute_command("EVAL", f"return redis.call('HGET', '{key}', 'a')", 1, ROOT_KEY)
 
 
@@ -160,6 +161,15 @@ def test_a_worker_cannot_touch_the_others_keys(guarded: EmbeddedServer, role: st
                     client.execute_command("EVAL", script, 1, declared)
         for name in ALLOWED[role]:
             assert client.exists(ROOT_KEY + name) == 0
+
+
+@pytest.mark.parametrize("call", ["XADD weights * a b", "XDEL weights 0-1", "XREAD STREAMS tickets 0", "XRANGE weights - +"])
+def test_a_follower_reads_the_weights_log_and_does_nothing_else(guarded: EmbeddedServer, call: str) -> None:
+    words = [ROOT_KEY + word if word in {"weights", "tickets"} else word for word in call.split()]
+    with as_user(guarded, "follower") as client:
+        assert client.xread({ROOT_KEY + "weights": "0"}) == []
+        with pytest.raises(redis.ResponseError, match=r"(?i)no permission"):
+            client.execute_command(*words)
 
 
 @pytest.mark.parametrize("call", ["HSET state paused 1", "XADD tickets * a b", "DEL live", "SET learner me"])
