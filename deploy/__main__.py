@@ -35,6 +35,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # what a person reads is said by the commands
     if arguments.command in {"runs", "purge"}:
         return _shared(arguments)
+    if arguments.command == "dashboard":
+        return _dashboard(arguments)
     config = open_target(arguments.target, overrides_of(arguments))
     calls: Mapping[str, Callable[[], int]] = {
         "run": lambda: _run(config, arguments),
@@ -64,6 +66,13 @@ def _shared(arguments: argparse.Namespace) -> int:
     if arguments.command == "runs":
         return runs.list_runs(arguments.server, arguments.overrides)
     return runs.purge(arguments.server, arguments.overrides, arguments.names, older_than=arguments.older_than, force=arguments.force)
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from deploy.dashboard.serve import Listening, dashboard
+
+    listening = Listening(arguments.host, arguments.port, arguments.token_file)
+    return dashboard(arguments.target, arguments.overrides, run=arguments.run, listening=listening, wait=arguments.wait)
 
 
 def _dead(config: RunConfig, arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="the run as one HTML file: charts, and every token coloured by disagreement")
     _add_target(report)
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's directory")
+    _add_dashboard(commands.add_parser("dashboard", help="a run in the browser, while it lives and after"))
     runs = commands.add_parser("runs", help="the runs that share a server")
     _add_server(runs)
     purge = commands.add_parser("purge", help="remove runs from a server")
@@ -38,6 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
     purge.add_argument("--force", action="store_true", help="also where somebody lives")
     _add_dead(commands.add_parser("dead", help="samples that were given up"))
     return parser
+
+
+def _add_dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RUN-or-URL", help="the run's TOML or directory, or redis://… of a server")
+    _add_set(parser)
+    parser.add_argument("--run", default="", metavar="NAME", help="with an address: which run; needless where there is one")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8400, metavar="PORT", help="0 takes a free one (8400)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every visitor must bring along")
+    parser.add_argument("--wait", action="store_true", help="wait for the run to begin")
 
 
 def _add_up(parser: argparse.ArgumentParser) -> None:

@@ -42,13 +42,14 @@ def _row(role: str, before: Snapshot, after: Snapshot) -> RoleRow:
         role=role,
         workers=len(reports),
         state=_state(reports),
-        tokens_s=sum(_rate(old.counters.get("tokens", 0.0), new.counters.get("tokens", 0.0), old, new) for old, new in pairs),
-        cpu_share=sum(_rate(old.process_s, new.process_s, old, new) for old, new in pairs),
+        tokens_s=sum(rate(old.counters.get("tokens", 0.0), new.counters.get("tokens", 0.0), old, new) for old, new in pairs),
+        cpu_share=sum(rate(old.process_s, new.process_s, old, new) for old, new in pairs),
         backlog=f"{after.backlog(_INPUT[role])} {_INPUT[role]}",
     )
 
 
-def _rate(old: float, new: float, before: Report, after: Report) -> float:
+def rate(old: float, new: float, before: Report, after: Report) -> float:
+    """Of something that a worker counts up, per second."""
     return max(0.0, new - old) / (after.at - before.at) if after.at > before.at else 0.0
 
 

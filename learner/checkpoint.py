@@ -96,6 +96,16 @@ def _manifest(directory: Path) -> dict[str, str]:
     return files
 
 
+def _line_file(directory: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((directory / "line.json").read_text())
+    return values
+
+
+def read_line(root: Path, version: Version) -> Line:
+    """Without a look at the digests; raises what reading raises."""
+    return Line.from_json(_line_file(_path(root, version))["line"])
+
+
 def load(root: Path, version: Version) -> Checkpoint:
     """Raises ValueError where a file is missing or has another digest."""
     directory = _path(root, version)
@@ -104,7 +114,7 @@ def load(root: Path, version: Version) -> Checkpoint:
         wrong = [name for name, expected in manifest.items() if digest(directory / name) != expected]
         if wrong:
             raise ValueError(f"{directory / wrong[0]} has another digest than its manifest")
-        values = json.loads((directory / "line.json").read_text())
+        values = _line_file(directory)
     except OSError as error:
         raise ValueError(f"{directory} is incomplete: {error}") from error
     return Checkpoint(version, directory, Line.from_json(values["line"]), values["extra"])

@@ -58,7 +58,12 @@ def password_variable(settings: BusSection, run: str, role: str) -> str:
 def metrics_token(settings: ServiceSection) -> str:
     """What a scrape must bring along; "" = nothing."""
     path = settings.metrics_token_file
-    return _read(path, f"service.metrics_token_file = {path}", "the token") if path else ""
+    return token_in(path, "service.metrics_token_file") if path else ""
+
+
+def token_in(path: Path, key: str) -> str:
+    """The token in a file that `key` names."""
+    return _read(path, f"{key} = {path}", "the token")
 
 
 def _filled(template: str, run: str, role: str) -> str:

@@ -1,102 +1,93 @@
-"""Which rollouts a report shows, token by token: what the student was sure of and the teacher was not.
-
-The gap of a token is log π(student) − log π(teacher) of the token that was sampled: averaged over samples it is the reverse KL that
-training lowers. Per step the rollouts with the largest mean gap are chosen, so that the page shows what was learnt last.
-"""
+"""A rollout as the page shows it, token by token: what the student was sure of and the teacher was not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any  # JSON values, and transformers' tokenizer
 
-import numpy as np
+from common.config import RunConfig
+from common.messages import Floats, Ids
+from deploy.report.shelf import Kept, gap_of
 
-from common.codec import decode
-from common.messages import Floats, ScoredRollout, StepRecord
-
-_TOPS = 5  # of the teacher's most likely tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How much a page may hold."""
-
-    steps: int = 30
-    per_step: int = 4
-    tokens: int = 24_000  # of all rollouts together
+_TOPS = 6
+"""Of the most likely tokens, at most."""
+_PROMPT = 160
+"""Characters of a prompt in a list."""
 
 
-def choose(records: Iterable[StepRecord], last_step: int, selection: Selection) -> Iterator[tuple[StepRecord, ScoredRollout]]:
-    """Evenly spaced steps, of each the rollouts with the largest mean gap, until the tokens are used up."""
-    wanted = set(np.linspace(1, max(1, last_step), selection.steps).round().astype(int).tolist())
-    left = selection.tokens
-    for record in records:
-        if record.step not in wanted:
-            continue
-        scored = [each for each in map(_scored, record.payloads) if each.scores]
-        scored.sort(key=lambda each: float(_gap(each).mean()), reverse=True)
-        for each in scored[: selection.per_step]:
-            left -= len(each.rollout.completion.response_ids)
-            if left < 0:
-                return
-            yield record, each
+class Speller:
+    """Ids to text, by the student's tokenizer; where that cannot be read `complaint` says so and ids stand for themselves."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from transformers import AutoTokenizer
+
+        self.complaint = ""
+        self._texts: dict[int, str] = {}
+        self._tokenizer: Any = None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            self.complaint = f"the student's tokenizer cannot be read from {config.model.student} ({why}): tokens are shown as ids"
+
+    def text(self, ids: Ids) -> str:
+        """Of all of them together."""
+        if self._tokenizer is None:
+            return " ".join(f"#{token}" for token in ids.tolist())
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    def token(self, token: int) -> str:
+        """Of one alone."""
+        if token not in self._texts:
+            self._texts[token] = f"#{token}" if self._tokenizer is None else self._tokenizer.decode([token], skip_special_tokens=False)
+        return self._texts[token]
 
 
-def describe(record: StepRecord, scored: ScoredRollout, tokenizer: Any) -> dict[str, Any]:
-    """A rollout as the page reads it; the lists have one entry per token of the answer."""
-    ticket, completion = scored.rollout.ticket, scored.rollout.completion
-    gap_T = _gap(scored)
+def headline(kept: Kept, speller: Speller) -> dict[str, Any]:
+    """A rollout in a list."""
+    ticket, completion = kept.scored.rollout.ticket, kept.scored.rollout.completion
+    gap_T = gap_of(kept.scored)
+    prompt = speller.text(ticket.prompt_ids)
     return {
         "seq": ticket.seq,
         "attempt": ticket.attempt,
-        "step": record.step,
-        "prompt": tokenizer.decode(ticket.prompt_ids, skip_special_tokens=False),
+        "step": kept.step,
+        "term": kept.term,
+        "prompt": prompt if len(prompt) <= _PROMPT else prompt[:_PROMPT] + "…",
         "finish": completion.finish_reason,
-        "tokens": [_text(tokenizer, token) for token in completion.response_ids.tolist()],
-        "student": _rounded(completion.logprobs),
-        "gap": _rounded(gap_T),
+        "length": kept.tokens,
         "mean": round(float(gap_T.mean()), 4),
         "worst": round(float(gap_T.max()), 4),
+    }
+
+
+def describe(kept: Kept, speller: Speller) -> dict[str, Any]:
+    """The whole of it; the lists have one entry per token of the answer."""
+    completion = kept.scored.rollout.completion
+    return headline(kept, speller) | {
+        "prompt": speller.text(kept.scored.rollout.ticket.prompt_ids),
+        "tokens": [speller.token(token) for token in completion.response_ids.tolist()],
+        "student": _rounded(completion.logprobs),
+        "gap": _rounded(gap_of(kept.scored)),
         "versions": [[span.term, span.step, span.tokens, span.exact] for span in completion.versions],
         "teachers": [
             {
                 "name": score.teacher,
                 "logp": _rounded(score.logprobs),
-                "top": _tops(score.top_ids, score.top_logprobs, tokenizer),
+                "top": _tops(score.top_ids, score.top_logprobs, speller.token),
             }
-            for score in scored.scores
+            for score in kept.scored.scores
         ],
     }
 
 
-def _scored(payload: bytes | memoryview) -> ScoredRollout:
-    scored = decode(payload, ScoredRollout)
-    assert isinstance(scored, ScoredRollout)
-    return scored
-
-
-def _gap(scored: ScoredRollout) -> Floats:
-    """[T], against the teachers' weighted mean; tokens that the student did not sample have none."""
-    completion = scored.rollout.completion
-    weights = [share.weight for share in scored.rollout.ticket.slip[: len(scored.scores)]] or [1.0] * len(scored.scores)
-    teacher_T = np.average([score.logprobs for score in scored.scores], axis=0, weights=weights)
-    gap_T: Floats = (completion.logprobs - teacher_T).astype(np.float32)
-    return gap_T if completion.response_mask is None else np.where(completion.response_mask, gap_T, 0).astype(np.float32)
-
-
-def _tops(ids_TK: Any, logp_TK: Any, tokenizer: Any) -> list[list[tuple[str, float]]]:
+def _tops(ids_TK: Ids | None, logp_TK: Floats | None, text: Callable[[int], str]) -> list[list[tuple[str, float]]]:
     if ids_TK is None or logp_TK is None:
         return []
     return [
-        [(_text(tokenizer, token), round(logp, 3)) for token, logp in zip(ids, logps, strict=True)]
+        [(text(token), round(logp, 3)) for token, logp in zip(ids, logps, strict=True)]
         for ids, logps in zip(ids_TK[:, :_TOPS].tolist(), logp_TK[:, :_TOPS].tolist(), strict=True)
     ]
-
-
-def _text(tokenizer: Any, token: int) -> str:
-    text: str = tokenizer.decode([token], skip_special_tokens=False)
-    return text
 
 
 def _rounded(values_T: Floats) -> list[float]:

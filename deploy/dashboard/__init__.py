@@ -1,0 +1,1 @@
+"""`reflux dashboard`: a run in a browser, while it lives and after."""
