@@ -46,6 +46,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "replay": lambda: commands.replay(config),
         "export": lambda: commands.export(config, arguments.out),
         "report": lambda: commands.report(config, arguments.out),
+        "plan": lambda: _plan(config, arguments),
         "acl": lambda: commands.acl(config),
         "dead": lambda: _dead(config, arguments),
         "pause": lambda: commands.pause(config, paused=True),
@@ -58,6 +59,13 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from deploy import commands
 
     return commands.run(config, arguments.target, fresh=arguments.fresh, take_over=arguments.take_over, dry_run=arguments.dry_run)
+
+
+def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from deploy.plan.command import plan
+
+    given = {name: getattr(arguments, name) for name in ("from_run", "rates", "given", "seed", "as_json")}
+    return plan(config, **given)
 
 
 def _shared(arguments: argparse.Namespace) -> int:

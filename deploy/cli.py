@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_target(report)
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's directory")
     _add_dashboard(commands.add_parser("dashboard", help="a run in the browser, while it lives and after"))
+    _add_plan(commands.add_parser("plan", help="how many producers and scorers keep the learner busy, by simulation"))
     runs = commands.add_parser("runs", help="the runs that share a server")
     _add_server(runs)
     purge = commands.add_parser("purge", help="remove runs from a server")
@@ -49,6 +50,15 @@ def _add_dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8400, metavar="PORT", help="0 takes a free one (8400)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every visitor must bring along")
     parser.add_argument("--wait", action="store_true", help="wait for the run to begin")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--from-run", type=Path, metavar="RUN", help="a finished run whose measured rates count; default: CONFIG's own")
+    parser.add_argument("--rates", type=Path, metavar="FILE", help="TOML with rates (docs/plan.md)")
+    parser.add_argument("--rate", dest="given", action="append", default=[], metavar="KEY=VALUE", help="one rate, over all others")
+    parser.add_argument("--seed", type=int, default=1, help="of the answers' lengths")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="everything, for programs")
 
 
 def _add_up(parser: argparse.ArgumentParser) -> None:

@@ -66,7 +66,12 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors())) from None
+        raise ConfigError(sentences(error, RunConfig)) from None
+
+
+def sentences(error: ValidationError, model: type[BaseModel]) -> str:
+    """What a person should write instead; `model` is what was validated."""
+    return "; ".join(_sentence(detail, model) for detail in error.errors())
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -123,11 +128,11 @@ def _path_slots(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
                 yield teacher, name
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     match detail["type"]:
         case "extra_forbidden":
-            return f"unknown key {key}: {_suggestion(detail['loc'])}"
+            return f"unknown key {key}: {_suggestion(detail['loc'], model)}"
         case "missing":
             return f"missing key {key}: add it to the configuration"
         case "value_error":
@@ -136,15 +141,14 @@ def _sentence(detail: ErrorDetails) -> str:
             return f"{key} = {detail['input']!r} is wrong: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _suggestion(loc: tuple[int | str, ...]) -> str:
-    known = _known_keys(loc[:-1])
+def _suggestion(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    known = _known_keys(loc[:-1], model)
     close = difflib.get_close_matches(str(loc[-1]), known, 1)
     prefix = "".join(f"{part}." for part in loc[:-1])
     return f"did you mean {prefix}{close[0]}?" if close else f"known here are {', '.join(sorted(known))}"
 
 
-def _known_keys(loc: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _known_keys(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
     for part in loc:
         field = model.model_fields.get(str(part))
         if field is None:  # the key of a dict, such as a teacher's name
