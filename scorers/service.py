@@ -70,7 +70,7 @@ class Scorer:
         self._idle.set()
 
     async def run(self) -> None:
-        """Serves until told to stop, then finishes what it holds."""
+        """Serves until told to stop, then finishes what its teacher has begun and gives the rest back at once."""
         async with asyncio.TaskGroup() as tasks:
             ahead = tasks.create_task(self._fetch(), name="lease")
             behind = tasks.create_task(self._hand_off([]), name="hand-off")
@@ -93,7 +93,7 @@ class Scorer:
             return await task
 
     async def _fetch(self) -> list[Job]:
-        """Leases and decodes up to the budget, and goes on collecting while the teacher is busy. Empty: told to stop."""
+        """Leases and decodes up to the budget, ready when the teacher is. Empty: told to stop; what was leased goes back."""
         worker, jobs, lingered = self._worker, list[Job](), False
         while not worker.stopping.is_set():
             if self._complaint:
@@ -109,6 +109,11 @@ class Scorer:
             if jobs:
                 lingered = self._idle.is_set()
                 await self._pause()
+        while not (self._idle.is_set() or worker.stopping.is_set()):
+            await self._pause()
+        if worker.stopping.is_set():
+            await self._give_back(jobs)
+            return []
         return jobs
 
     def _is_ready(self, jobs: Sequence[Job], lingered: bool) -> bool:

@@ -28,7 +28,37 @@ class Vocabulary:
 
 
 def load_vocabulary(directory: Path) -> Vocabulary:
-    """Of a model directory's tokenizer."""
+    """Of a model directory's tokenizer: from its files where they say it all, since transformers brings torch along."""
+    return read_vocabulary(directory) or ask_transformers(directory)
+
+
+def read_vocabulary(directory: Path) -> Vocabulary | None:
+    """What tokenizer.json and tokenizer_config.json say; None where it takes the tokenizer's class to know the rest."""
+    from tokenizers import Tokenizer
+
+    try:
+        settings: Any = json.loads((directory / "tokenizer_config.json").read_text())
+        ids = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+        end = _text(settings["eos_token"])
+        known = [_text(entry) for entry in settings.get("added_tokens_decoder", {}).values()]
+        named = [_text(value) for key, value in settings.items() if key.endswith("_token") and isinstance(value, str | dict)]
+    except Exception:  # noqa: BLE001 - the Rust library raises this very class; transformers says what is wrong
+        return None
+    if not {end, *known} <= ids.keys():
+        return None
+    special = {entry["id"] for entry in added if entry["special"]} | {ids[token] for token in named if token in ids}
+    return Vocabulary(ids, ids[end], frozenset(special))
+
+
+def _text(token: Any) -> str:
+    """Written as it is, or with how it is to be stripped."""
+    text: str = token["content"] if isinstance(token, dict) else token
+    return text
+
+
+def ask_transformers(directory: Path) -> Vocabulary:
+    """The same of any tokenizer; raises ConfigError."""
     from transformers import AutoTokenizer
 
     try:

@@ -25,8 +25,8 @@ def open_teacher(config: RunConfig, name: str, pulse: Pulse) -> Teacher:
 
 
 def could_be_the_student(config: RunConfig, name: str) -> bool:
-    """Whether the model directories describe models of the same shape; raises ConfigError where one of them is no causal model."""
-    from scorers.teachers.torch.opening import same_shape
+    """Whether the model directories describe models of the same shape; raises ConfigError where one of them is no model's."""
+    from scorers.teachers.alike import same_shape
 
     return same_shape(config.model.student, config.teachers[name].path)
 

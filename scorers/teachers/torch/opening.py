@@ -14,8 +14,6 @@ from scorers.teachers.torch.teacher import TorchTeacher
 
 _ALONE = 1  # tokens of a batch: every sequence by itself, hence bit for bit the same in any company
 
-_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-
 
 def open_torch_teacher(config: RunConfig, name: str, pulse: Pulse) -> TorchTeacher:
     """Teacher `name`, on CUDA where there is one."""
@@ -25,12 +23,6 @@ def open_torch_teacher(config: RunConfig, name: str, pulse: Pulse) -> TorchTeach
 def open_student_as_teacher(config: RunConfig, name: str, pulse: Pulse) -> TorchTeacher:
     """The student, computed as teacher `name` is."""
     return _open(config, name, config.model.student, pulse)
-
-
-def same_shape(one: Path, other: Path) -> bool:
-    """Whether the two directories could hold the same model."""
-    shapes = [load_config_of(directory).get_text_config() for directory in (one, other)]
-    return all(len({getattr(shape, key, None) for shape in shapes}) == 1 for key in _SHAPE)
 
 
 def _open(config: RunConfig, name: str, directory: Path, pulse: Pulse) -> TorchTeacher:
