@@ -43,7 +43,7 @@ class DirectoryStore:
     def __init__(self, root: Path, *, deadline_s: float = 600.0) -> None:
         self.root = root
         self._thread = PatientThread(root, deadline_s)
-        self._checked: dict[Version, WeightManifest] = {}
+        self._checked: WeightManifest | None = None  # what was fetched last: asked for again, it is not read again
         self._last_put: Version | None = None
 
     async def put(self, version: Version, tensors: Mapping[str, RawTensor]) -> WeightManifest:
@@ -99,9 +99,9 @@ class DirectoryStore:
             raise WeightsError(f"the manifest of {version} names files outside {directory_of(version)}: {manifest.directory!r}")
         if manifest.kind != "full":
             raise WeightsError(f"the manifest of {version} is a {manifest.kind}: this store keeps full versions only")
-        if self._checked.get(version) != manifest or not directory.is_dir():
+        if self._checked != manifest or not directory.is_dir():
             self._check(manifest, directory)
-            self._checked[version] = manifest
+            self._checked = manifest
         return directory
 
     def _check(self, manifest: WeightManifest, directory: Path) -> None:
@@ -150,7 +150,6 @@ class DirectoryStore:
         kept = {*eligible[max(0, len(eligible) - keep) :], *pinned, self._last_put}
         for version in eligible:
             if version not in kept:
-                self._checked.pop(version, None)
                 name = directory_of(version)
                 gone = self.root / f".gone-{name}-{secrets.token_hex(4)}"
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import WeightsError
-from common.messages import Version
+from common.messages import Version, WeightManifest
 from common.weights.base import RawTensor, WeightStore
 from common.weights.directory import DirectoryStore
 
@@ -98,3 +99,9 @@ async def test_tensors_whose_bytes_do_not_fit_their_shape_are_refused(store: Wei
     with pytest.raises(WeightsError, match="dtype"):
         await store.put(Version(1, 0), {"norm": RawTensor("FLOAT", (2,), memoryview(bytes(8)))})
     assert await store.versions() == []
+
+
+async def test_a_reader_of_many_versions_remembers_few(store: WeightStore) -> None:
+    for step in range(40):
+        await store.fetch(await store.put(Version(1, step), tensors()))
+    assert sum(isinstance(one, WeightManifest) for one in gc.get_objects()) < 10
