@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from tiny_models import make_rollout
 
 from common.bus.base import Burial, Lease, Move, Outcome
+from common.codec import decode, encode
 from common.config import RunConfig, parse_config
 from common.errors import Rejected
 from common.leases import LeaseKeeper
-from common.messages import Rollout, TeacherScore
+from common.messages import Rollout, ScoredRollout, TeacherScore
 from common.pulse import Pulse
 from common.service import Worker
 from scorers.service import Scorer
@@ -193,3 +195,21 @@ async def serving(worker: Worker, teacher: FakeTeacher, name: str = "t") -> Asyn
     finally:
         worker.stopping.set()
         await asyncio.wait_for(task, 60)
+
+
+def filled(count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> Server:
+    server = Server()
+    fill(server, count, teachers, deliveries, first)
+    return server
+
+
+def fill(server: Server, count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> None:
+    for seq in range(first, first + count):
+        sample = ScoredRollout(make_rollout([1, 2], [3, 4, 5], seq, teachers))
+        server.add(f"rollouts:{teachers[0]}", seq, encode(sample), deliveries)
+
+
+def scored(server: Server, topic: str = "scored") -> dict[int, ScoredRollout]:
+    samples = [decode(payload, ScoredRollout) for payload in server.payloads(topic)]
+    assert len({sample.rollout.ticket.seq for sample in samples}) == len(samples)
+    return {sample.rollout.ticket.seq: sample for sample in samples}

@@ -3,34 +3,16 @@
 import asyncio
 
 import pytest
-from scorer_fakes import FakeTeacher, Server, config_of, serving, worker_of
+from scorer_fakes import FakeTeacher, Server, config_of, fill, filled, scored, serving, worker_of
 from tiny_models import make_rollout
 
 from common.bus.memory import MemoryBus
 from common.bus.memory_server import MemoryServer
-from common.codec import decode, encode
+from common.codec import encode
 from common.errors import ConfigError, OtherSchema
 from common.messages import ScoredRollout
 from scorers.__main__ import teacher_of
 from scorers.service import Scorer, _other_weights
-
-
-def filled(count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> Server:
-    server = Server()
-    fill(server, count, teachers, deliveries, first)
-    return server
-
-
-def fill(server: Server, count: int, teachers: tuple[str, ...] = ("t",), deliveries: int = 0, first: int = 0) -> None:
-    for seq in range(first, first + count):
-        sample = ScoredRollout(make_rollout([1, 2], [3, 4, 5], seq, teachers))
-        server.add(f"rollouts:{teachers[0]}", seq, encode(sample), deliveries)
-
-
-def scored(server: Server, topic: str = "scored") -> dict[int, ScoredRollout]:
-    samples = [decode(payload, ScoredRollout) for payload in server.payloads(topic)]
-    assert len({sample.rollout.ticket.seq for sample in samples}) == len(samples)
-    return {sample.rollout.ticket.seq: sample for sample in samples}
 
 
 async def settle_down() -> None:
@@ -173,44 +155,6 @@ async def test_a_rollout_that_kills_every_scorer_is_buried_and_the_others_surviv
             break
     assert sorted(scored(server)) == [0, 1, 3, 4, 5]
     assert server.dead == {2: "poison: 3 scorers failed on it alone"}
-
-
-async def test_told_to_stop_it_finishes_what_it_holds_and_leases_nothing_more() -> None:
-    server = filled(2)
-    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
-    teacher.hold()
-    async with serving(worker, teacher):
-        await teacher.began.wait()
-        worker.stopping.set()
-        await asyncio.sleep(0.1)
-        fill(server, 3, first=2)
-        teacher.go()
-    assert sorted(scored(server)) == [0, 1]
-    assert len(server.payloads("rollouts:t")) == 3
-    assert len(worker.keeper) == 0
-
-
-async def test_told_to_stop_it_gives_back_at_once_what_its_teacher_has_not_begun() -> None:
-    server = filled(8)
-    worker, teacher = worker_of(server, config_of(lease_tokens=10, batch_tokens=10)), FakeTeacher("t")
-    teacher.hold()
-
-    def held() -> list[int]:
-        return sorted(entry.seq for entry in server.topics["rollouts:t"].values() if entry.owner)
-
-    async with serving(worker, teacher):
-        await teacher.began.wait()
-        begun = sorted(teacher.batches[0])
-        async with asyncio.timeout(60):
-            while len(held()) == len(begun):
-                await asyncio.sleep(0.01)
-            worker.stopping.set()
-            while held() != begun:  # although the teacher is not done
-                await asyncio.sleep(0.01)
-        assert len(worker.keeper) == len(begun)
-        teacher.go()
-    assert sorted(scored(server)) == begun
-    assert held() == []
 
 
 async def test_an_idle_scorer_waits_instead_of_spinning() -> None:

@@ -1,0 +1,43 @@
+"""A scorer that is told to stop keeps nobody waiting."""
+
+import asyncio
+
+from scorer_fakes import FakeTeacher, config_of, fill, filled, scored, serving, worker_of
+
+
+async def test_told_to_stop_it_finishes_what_it_holds_and_leases_nothing_more() -> None:
+    server = filled(2)
+    worker, teacher = worker_of(server, config_of()), FakeTeacher("t")
+    teacher.hold()
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        worker.stopping.set()
+        await asyncio.sleep(0.1)
+        fill(server, 3, first=2)
+        teacher.go()
+    assert sorted(scored(server)) == [0, 1]
+    assert len(server.payloads("rollouts:t")) == 3
+    assert len(worker.keeper) == 0
+
+
+async def test_told_to_stop_it_gives_back_at_once_what_its_teacher_has_not_begun() -> None:
+    server = filled(8)
+    worker, teacher = worker_of(server, config_of(lease_tokens=10, batch_tokens=10)), FakeTeacher("t")
+    teacher.hold()
+
+    def held() -> list[int]:
+        return sorted(entry.seq for entry in server.topics["rollouts:t"].values() if entry.owner)
+
+    async with serving(worker, teacher):
+        await teacher.began.wait()
+        begun = sorted(teacher.batches[0])
+        async with asyncio.timeout(60):
+            while len(held()) == len(begun):
+                await asyncio.sleep(0.01)
+            worker.stopping.set()
+            while held() != begun:  # although the teacher is not done
+                await asyncio.sleep(0.01)
+        assert len(worker.keeper) == len(begun)
+        teacher.go()
+    assert sorted(scored(server)) == begun
+    assert held() == []
