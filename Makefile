@@ -43,7 +43,7 @@ chaos: setup ## 500 faults on the arithmetic run: nothing lost, nothing applied 
 	$(BIN)/python tests/chaos $(ARGS)
 
 fuzz: $(VENV)/.fuzz-stamp ## hostile bytes for every decoder, 5 CPU-minutes each (FUZZ_SECONDS=300); what is found stays a test
-	@failed=0; for decoder in codec manifest journal config prompts; do \
+	@failed=0; for decoder in codec manifest journal config prompts delta; do \
 	  $(BIN)/python tests/fuzz/fuzz.py $$decoder $(FUZZ_SECONDS) $(ARGS) || failed=1; done; exit $$failed
 
 demo: $(VENV)/.run-stamp ## train the arithmetic example: `reflux run examples/arithmetic/run.toml`

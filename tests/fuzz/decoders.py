@@ -1,8 +1,8 @@
 """What reads bytes of strangers: each as a function of bytes that may end in nothing but its declared error, and real inputs to begin with.
 
 `codec`: frames of the bus. `manifest`: a version's manifest and the weight file it names. `journal`: a segment. `config`: a run's TOML.
-`prompts`: JSONL and Parquet. The first byte of a journal's or manifest's input says which part the rest stands for, so that mutations get
-past the checksums.
+`prompts`: JSONL and Parquet. `delta`: the difference between two versions of a tensor. The first byte of a journal's,
+manifest's or delta's input says which part the rest stands for, so that mutations get past the checksums.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from common.messages import (
     WeightManifest,
 )
 from common.weights.base import RawTensor
+from common.weights.delta import apply_deltas, encode_delta
 from common.weights.directory import MANIFEST_FILE, MODEL_FILE, DirectoryStore
 from common.weights.tensorfile import check_tensors
 from learner.journal import records, term_directory
@@ -54,6 +55,7 @@ EXAMPLE = ROOT / "examples" / "arithmetic"
 Decoder = Callable[[bytes], None]
 _scratch = tempfile.TemporaryDirectory(prefix="reflux-fuzz-")
 _place = Path(_scratch.name)
+_BEFORE = np.random.default_rng(1).bytes(4000)
 
 
 def codec(data: bytes) -> None:
@@ -133,6 +135,33 @@ def prompts(data: bytes) -> None:
         return
 
 
+def delta(data: bytes) -> None:
+    """WeightsError, or the tensor that was encoded: nothing else has its digest."""
+    width, base = (2, _BEFORE[:-2]) if data[:1] < b"\x80" else (4, _BEFORE)
+    tensor = bytearray(base)
+    with suppress(WeightsError):
+        apply_deltas(tensor, hashlib.sha256(base).hexdigest(), [data[1:]])
+        assert bytes(tensor) == _after(base, width)
+
+
+def _after(base: bytes, width: int) -> bytes:
+    new = bytearray(base)
+    for at in range(5 * width, len(new), 331 * width):
+        new[at] ^= 3
+    return bytes(new)
+
+
+def _deltas() -> list[bytes]:
+    found = []
+    for mark, width, base in ((b"\0", 2, _BEFORE[:-2]), (b"\xff", 4, _BEFORE)):
+        new = _after(base, width)
+        digests = [hashlib.sha256(tensor).hexdigest() for tensor in (base, new)]
+        made = encode_delta(base, new, width=width, base_digest=digests[0], digest=digests[1])
+        assert made is not None
+        found.append(mark + made)
+    return found
+
+
 def _model() -> bytes:
     store = DirectoryStore(_place / "made")
     tensors = {"a": RawTensor("F32", (2, 3), bytes(24)), "b.c": RawTensor("BF16", (4,), bytes(8))}
@@ -166,6 +195,7 @@ def _seeds() -> dict[str, list[bytes]]:
         "manifest": [*(b"\0" + frame for frame in manifests), b"\xff" + MODEL],
         "journal": [b"\0" + whole, b"\0" + whole * 2, b"\xff" + record],
         "config": [(EXAMPLE / "run.toml").read_bytes(), b'[run]\nname = "r"\n[bus]\nurl = "redis://:p@h/0"\n[teachers.t]\npath = "t"\n'],
+        "delta": _deltas(),
         "prompts": [b"\n".join(rows), *chat, b'{"prompt": [1, 2, 3]}\n{"prompt": "\\ud83d\\ude00"}', _parquet()],
     }
 
@@ -180,5 +210,5 @@ def _parquet() -> bytes:
 
 
 MODEL = _model()
-DECODERS: dict[str, Decoder] = {one.__name__: one for one in (codec, manifest, journal, config, prompts)}
+DECODERS: dict[str, Decoder] = {one.__name__: one for one in (codec, manifest, journal, config, prompts, delta)}
 SEEDS = _seeds()

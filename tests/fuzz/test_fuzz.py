@@ -9,7 +9,7 @@ from decoders import DECODERS, SEEDS
 from fuzz import FOUND
 from mutations import mutated
 
-INPUTS = {"codec": 12_000, "manifest": 400, "journal": 400, "config": 300, "prompts": 400}
+INPUTS = {"codec": 12_000, "manifest": 400, "journal": 400, "config": 300, "prompts": 400, "delta": 3_000}
 KEPT = sorted(path.name for path in FOUND.iterdir())
 
 
