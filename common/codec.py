@@ -133,13 +133,16 @@ def _pack_rollout(r: Rollout, parts: Parts) -> Header:
     if c.response_mask is not None:
         mask = np.ascontiguousarray(c.response_mask, _UINT8)
         _must_be(_put_bytes(parts, mask) == length, "as long a mask as the response")
-    return (length, c.response_mask is not None, c.versions, c.finish_reason, _pack_ticket(r.ticket, parts))
+    width = _pack_tops(c.top_ids, c.top_logprobs, length, parts)
+    header = (length, c.response_mask is not None, c.versions, c.finish_reason, _pack_ticket(r.ticket, parts))
+    return (*header, width) if width else header
 
 
 def _unpack_rollout(h: Header, tail: _Tail) -> Rollout:
-    length, masked, versions, finish_reason, ticket = h
+    length, masked, versions, finish_reason, ticket, *recorded = h
     ids, logprobs = tail.ints(length), tail.floats(length)
     mask = tail.bytes(length) if masked else None
+    tops = _unpack_tops(length, *recorded, tail=tail)
     spans, covered = [], 0
     for term, step, tokens, exact in versions:
         if not (type(term) is type(step) is type(tokens) is int and type(exact) is bool and tokens >= 0):
@@ -148,30 +151,38 @@ def _unpack_rollout(h: Header, tail: _Tail) -> Rollout:
         covered += tokens
     if covered != length or finish_reason not in _FINISH:
         raise ValueError("not versions that cover the response, or no finish reason")
-    return Rollout(_unpack_ticket(ticket, tail), Completion(ids, logprobs, tuple(spans), finish_reason, mask))
+    return Rollout(_unpack_ticket(ticket, tail), Completion(ids, logprobs, tuple(spans), finish_reason, mask, *tops))
+
+
+def _pack_tops(ids: Any, logprobs: Any, length: int, parts: Parts) -> int:
+    """The width K of both [T, K]; 0 where there are none."""
+    if ids is None or logprobs is None:
+        return 0
+    width: int = ids.shape[1]
+    _must_be(ids.shape == logprobs.shape == (length, width), "top-k arrays [T, K]")
+    _put(parts, ids, _INT32)
+    _put(parts, logprobs, _FLOAT32)
+    return width
+
+
+def _unpack_tops(length: int, width: int = 0, *, tail: _Tail) -> tuple[Any, Any]:
+    _must_be(type(width) is int and width >= 0, "a number of most likely ids")
+    if not width:
+        return None, None
+    count = length * width
+    return tail.ints(count).reshape(length, width), tail.floats(count).reshape(length, width)
 
 
 def _pack_score(s: TeacherScore, parts: Parts) -> Header:
     length = _put(parts, s.logprobs, _FLOAT32)
-    if s.top_ids is None or s.top_logprobs is None:
-        return (s.teacher, s.digest, length, 0, s.clamped)
-    width = s.top_ids.shape[1]
-    _must_be(s.top_ids.shape == s.top_logprobs.shape == (length, width), "top-k arrays [T, K]")
-    _put(parts, s.top_ids, _INT32)
-    _put(parts, s.top_logprobs, _FLOAT32)
-    return (s.teacher, s.digest, length, width, s.clamped)
+    return (s.teacher, s.digest, length, _pack_tops(s.top_ids, s.top_logprobs, length, parts), s.clamped)
 
 
 def _unpack_score(h: Header, tail: _Tail) -> TeacherScore:
     teacher, digest, length, width, clamped = h
-    if not (type(teacher) is type(digest) is str and type(length) is type(width) is type(clamped) is int and width >= 0):
+    if not (type(teacher) is type(digest) is str and type(length) is type(clamped) is int):
         raise ValueError("not a teacher's score")
-    logprobs = tail.floats(length)
-    if not width:
-        return TeacherScore(teacher, digest, logprobs, None, None, clamped)
-    count = length * width
-    top_ids, top_logprobs = tail.ints(count).reshape(length, width), tail.floats(count).reshape(length, width)
-    return TeacherScore(teacher, digest, logprobs, top_ids, top_logprobs, clamped)
+    return TeacherScore(teacher, digest, tail.floats(length), *_unpack_tops(length, width, tail=tail), clamped)
 
 
 def _pack_scored(s: ScoredRollout, parts: Parts) -> Header:

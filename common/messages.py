@@ -69,13 +69,16 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine sampled. `versions` sum to T; `logprobs` are those of the distribution really sampled."""
+    """What the engine sampled. `versions` sum to T; `logprobs` are those of the distribution really sampled, whose k most likely ids at
+    every position, best first, come along where they are recorded."""
 
     response_ids: Ids  # [T]
     logprobs: Floats  # [T]
     versions: tuple[Span, ...]
     finish_reason: FinishReason
     response_mask: Mask | None = None  # [T] 1 = sampled by the student, 0 = e.g. tool output
+    top_ids: Ids | None = None  # [T, K]
+    top_logprobs: Floats | None = None  # [T, K]
 
 
 @dataclass(frozen=True, slots=True)

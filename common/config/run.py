@@ -75,6 +75,7 @@ class RunConfig(Section):
     def largest_sample_bytes(self) -> int:
         """Upper bound of one scored sample on the bus."""
         tops = sum(_BYTES_PER_TOP * teacher.top_k + 4 for teacher in self.teachers.values())
+        tops += _BYTES_PER_TOP * self.producer.record_top_k
         return self.data.max_prompt_tokens * 4 + self.sampling.max_new_tokens * (_BYTES_PER_TOKEN + tops) + _ENTRY_OVERHEAD
 
     @property
@@ -127,6 +128,8 @@ class RunConfig(Section):
             raise ValueError(
                 "evaluation.prompts > 0 needs data.eval_prompts: name a file of held-out prompts or set evaluation.prompts = 0"
             )
+        if self.producer.record_top_k and self.producer.kind != "torch":
+            raise ValueError('producer.record_top_k is recorded by the torch engine only: set it to 0, or producer.kind = "torch"')
         if self.loss.ratio_low >= self.loss.ratio_high:
             raise ValueError("loss.ratio_low must be below loss.ratio_high")
         topless = [name for name, teacher in self.teachers.items() if teacher.top_k == 0]

@@ -230,6 +230,8 @@ class ProducerSection(ServersSection):
     """Newcomers join when so large a share of the slots is free (or nothing else runs)."""
     dtype: Dtype = operational("float32")
     """What the torch engine computes in."""
+    record_top_k: int = operational(0, ge=0, le=64)
+    """How many of the student's own most likely ids are recorded at every position, for the token view (torch engine only)."""
     nice: int = operational(5, ge=0, le=19)
     """Scheduling priority when `reflux run` starts it."""
 

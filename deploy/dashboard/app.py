@@ -49,8 +49,8 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
         return JSONResponse(source.document(asked.get("epoch", ""), revision, edition))
 
     async def rollout(request: Request) -> Response:
-        found = source.rollout(request.path_params["step"], request.path_params["seq"])
-        return PlainTextResponse("this rollout is not kept for showing any more", 404) if found is None else JSONResponse(found)
+        found = await source.rollout(request.path_params["step"], request.path_params["seq"])
+        return PlainTextResponse("there is no such rollout in the surviving model", 404) if found is None else JSONResponse(found)
 
     async def health(request: Request) -> Response:  # noqa: ARG001
         return PlainTextResponse("ok")

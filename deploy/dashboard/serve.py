@@ -78,10 +78,13 @@ async def _source(target: str, overrides: Sequence[str], run: str) -> Source:
     if run:
         raise ConfigError("--run NAME belongs to a server's address; a configuration names its run itself")
     config = open_target(Path(target), overrides)
-    if config.directory.is_dir():
+    beyond = None
+    if config.bus.url and not config.directory.is_dir():
+        beyond = await _on_server(config.run.name, lambda: connected(config, "observer"))
+    if config.directory.is_dir():  # it is there before the learner claims its term
         return RunSource(config, period_s=_period(config))
-    if config.bus.url:
-        return await _on_server(config.run.name, lambda: connected(config, "observer"))
+    if beyond is not None:
+        return beyond
     raise ConfigError(f"there is no run in {config.directory}: start it with `reflux run`, or name another")
 
 
@@ -91,8 +94,8 @@ def _period(config: RunConfig) -> float:
 
 async def _on_server(name: str, reach: Reach) -> Source:
     async with reach() as bus:
-        state, reports = await asyncio.gather(bus.state(), bus.reports())
-    if not (state.term or state.cursor or reports):
+        state = await bus.state()
+    if not (state.term or state.cursor):
         raise ConfigError(f"there is no run {name} on this server: `reflux runs` lists those that are there")
     return BusSource(name, reach, period_s=_PERIOD_S)
 

@@ -10,7 +10,7 @@ from common.errors import RefluxError
 from common.messages import Version
 from deploy.report.record import dead_letters
 from deploy.report.rollouts import Speller, describe, headline
-from deploy.report.shelf import Kept, Selection, Shelf
+from deploy.report.shelf import Kept, Selection, Shelf, kept_of
 from learner.directory import RunDirectory
 from learner.line import Line
 from learner.surviving import newest_line, records_of
@@ -46,10 +46,18 @@ class Shelved:
         known = edition == self._edition
         return {"edition": self._edition, "complaint": self._complaint} | ({} if known else {"rollouts": self._headlines})
 
-    def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
-        """None where it is not kept."""
-        kept = self._kept.get((step, seq))
-        return None if kept is None or self._speller is None else describe(kept, self._speller)
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
+        """Also one that has left the list since; None where the surviving line has none such."""
+        speller = self._speller
+        if speller is None:
+            return None
+        kept = self._kept.get((step, seq)) or await asyncio.to_thread(self._from_journal, step, seq)
+        return None if kept is None else describe(kept, speller)
+
+    def _from_journal(self, step: int, seq: int) -> Kept | None:
+        line = newest_line(self._directory)
+        record = next(records_of(self._directory, line, step - 1), None) if line else None
+        return kept_of(record, seq) if record and record.step == step else None
 
     def _refresh(self) -> None:
         line = newest_line(self._directory)

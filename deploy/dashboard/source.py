@@ -32,8 +32,8 @@ class Source(Protocol):
     def document(self, epoch: str, revision: int, edition: int) -> dict[str, Any]:
         """What a page lacks that has read so far."""
 
-    def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
-        """Token by token; None where it is not kept."""
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
+        """Token by token; None where there is none such."""
 
 
 class RunSource:
@@ -74,9 +74,9 @@ class RunSource:
         known = revision if epoch == self._record.epoch else 0
         return self._record.document(known) | self._shelved.document(edition) | {"now": now, "away": self._live.away, "dead": dead}
 
-    def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
         """See Source.rollout."""
-        return self._shelved.rollout(step, seq)
+        return await self._shelved.rollout(step, seq)
 
 
 class BusSource:
@@ -127,6 +127,6 @@ class BusSource:
             "dead": self._live.dead,
         }
 
-    def rollout(self, step: int, seq: int) -> dict[str, Any] | None:  # noqa: ARG002
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:  # noqa: ARG002
         """See Source.rollout."""
         return None

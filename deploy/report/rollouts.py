@@ -68,6 +68,7 @@ def describe(kept: Kept, speller: Speller) -> dict[str, Any]:
         "prompt": speller.text(kept.scored.rollout.ticket.prompt_ids),
         "tokens": [speller.token(token) for token in completion.response_ids.tolist()],
         "student": _rounded(completion.logprobs),
+        "student_top": _tops(completion.top_ids, completion.top_logprobs, speller.token),
         "gap": _rounded(gap_of(kept.scored)),
         "versions": [[span.term, span.step, span.tokens, span.exact] for span in completion.versions],
         "teachers": [

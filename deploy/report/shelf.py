@@ -100,6 +100,12 @@ class Shelf:
         return len(self._kept) > self._selection.steps + 1 or tokens > self._selection.tokens
 
 
+def kept_of(record: StepRecord, seq: int) -> Kept | None:
+    """One of a record's rollouts."""
+    payloads = [payload for each, payload in zip(record.seqs, record.payloads, strict=True) if each == seq]
+    return Kept(record.term, record.step, _copied(_scored(payloads[0]))) if payloads else None
+
+
 def gap_of(scored: ScoredRollout) -> Floats:
     """[T], against the teachers' weighted mean; tokens that the student did not sample have none."""
     completion = scored.rollout.completion

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Stack:
     def healthy(self, name: str, port: int = 0) -> bool:
         """What the service's health check says, of the copy that listens on `port`."""
         kind, *words = self.services[name]["healthcheck"]["test"]
-        words = [self.moved(word).replace("$$", "$").replace(":9100/", f":{port}/") for word in words]
+        words = [self.moved(word).replace("$$", "$").replace(":9100/", f":{port}/").replace(":8400/", f":{port}/") for word in words]
         if kind == "CMD-SHELL":
             words = ["sh", "-c", words[0].replace("redis-cli", f"redis-cli -p {self._redis}")]
         return subprocess.run(words, env=self.environment, capture_output=True, check=False).returncode == 0
@@ -117,9 +118,14 @@ def test_the_services_of_compose_train_the_example_with_two_scorers(stack: Stack
         roles[port] = (name, stack.start(name, *settings, "--set", f"service.metrics_port={port}"))
     for port, (name, _) in roles.items():
         stack.wait_healthy(name, port)
+    port = free_port()
+    stack.start("dashboard", "--host", "127.0.0.1", "--port", str(port))
+    stack.wait_healthy("dashboard", port)
     learner = next(process for name, process in roles.values() if name == "learner")
     assert learner.wait(180) == 0, stack.logs()
     result = json.loads((stack.directory / "runs/arithmetic/result.json").read_text())
     assert result["ledger"]["applied"] == STEPS * 64
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/state", timeout=60) as reply:
+        assert json.load(reply)["steps"]
     stack.run("keys")  # `up` again: nobody is locked out
     assert (stack.directory / "keys/users.acl").read_text() == first

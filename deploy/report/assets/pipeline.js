@@ -10,15 +10,15 @@ function places(wide, lanes) {
     return {
       box: "0 0 1200 286", tickets: tube(8), producer: node(180), rollouts: laneBoxes(tube(406), lanes), scorer: node(578), scored: tube(804), learner: node(976),
       weights: { d: "M1056 158V198Q1056 210 1044 210H290Q278 210 278 198V170", label: [667, 202], tip: [278, 160, -90] },
-      admission: { d: "M1092 158V246Q1092 258 1080 258H91Q79 258 79 246V130", label: [586, 276], tip: [79, 120, -90] },
+      admission: { d: "M1092 158V246Q1092 258 1080 258H38Q26 258 26 246V130", label: [586, 276], tip: [26, 120, -90] },
     };
   }
   const node = (y) => ({ x: 62, y, width: 300, height: NODE.height }), tube = (y) => ({ x: 62, y, width: 300, height: 38, inside: true });
   const extra = 46 * (lanes - 1);
   return {
     box: `0 0 372 ${676 + extra}`, tickets: tube(18), producer: node(84), rollouts: Array.from({ length: lanes }, (_, i) => tube(240 + 46 * i)), scorer: node(306 + extra), scored: tube(462 + extra),
-    learner: node(528 + extra), weights: { d: `M62 ${574 + extra}H52Q40 ${574 + extra} 40 ${562 + extra}V160Q40 148 48 148H50`, label: [34, 360 + extra / 2], turn: true, tip: [60, 148, 0] },
-    admission: { d: `M62 ${604 + extra}H26Q14 ${604 + extra} 14 ${592 + extra}V49Q14 37 22 37H50`, label: [9, 360 + extra / 2], turn: true, tip: [60, 37, 0] },
+    learner: node(528 + extra), weights: { d: `M62 ${574 + extra}H58Q46 ${574 + extra} 46 ${562 + extra}V158Q46 148 50 148H51`, label: [40, 360 + extra / 2], turn: true, tip: [60, 148, 0] },
+    admission: { d: `M62 ${604 + extra}H32Q20 ${604 + extra} 20 ${592 + extra}V49Q20 37 28 37H51`, label: [14, 360 + extra / 2], turn: true, tip: [60, 37, 0] },
   };
 }
 

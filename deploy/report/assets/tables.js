@@ -29,7 +29,7 @@ function showTiles(state) {
   const evaluated = state.evaluations.at(-1), ledger = now?.ledger || result.ledger;
   const tiles = [
     ["step", `${lastStep(state).toLocaleString("en")}${state.total_steps ? ` of ${state.total_steps.toLocaleString("en")}` : ""}`],
-    ["pass@1", accuracy.after != null ? `${(100 * accuracy.before).toFixed(1)} → ${percent(accuracy.after)}` : evaluated ? `${percent(evaluated.pass_at_1)} at step ${evaluated.step}` : null],
+    ["pass@1", accuracy.after != null ? `${(100 * accuracy.before).toFixed(1)} → ${percent(accuracy.after)}` : evaluated ? percent(evaluated.pass_at_1) : null],
     ["KL to the teacher", klNow(state)], ["mean staleness", now ? said.staleness_mean : meanOf(state.staleness)],
     ["samples trained", ledger?.applied ?? result.samples], ["wall seconds", result.wall_s], ["evaluating", said.evaluating ? `${said.evaluated || 0} of ${said.evaluation_size || "?"}` : null],
     ["dead letters", state.dead ? state.dead.count : null],

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from common.messages import Completion, Version
 from producers.engines.torch import sampler
-from producers.engines.torch.answers import Answers
+from producers.engines.torch.answers import Answers, Tops
 from producers.engines.torch.forward import Forward
 from producers.engines.torch.request import Request
+from producers.engines.torch.sampler import Shape
 from producers.engines.torch.shapes import Shapes
 
 _PREFILL_TOKENS = 16384  # padded prompt tokens of one forward pass
@@ -27,11 +28,13 @@ Finished = list[tuple[Request, Completion]]
 
 
 class Batch:
-    """`columns` > 0 makes the shapes fixed, for prompt + answer of at most so many tokens."""
+    """`columns` > 0 makes the shapes fixed, for prompt + answer of at most so many tokens; `tops`: how many of the likeliest ids
+    are recorded."""
 
-    def __init__(self, forward: Forward, *, slots: int, seed: int, device: torch.device, columns: int = 0) -> None:
+    def __init__(self, forward: Forward, *, slots: int, seed: int, device: torch.device, columns: int = 0, tops: int = 0) -> None:
         self._forward = forward
-        self._answers = Answers(slots=slots, seed=seed)
+        self._answers = Answers(slots=slots, seed=seed, tops=tops)
+        self._tops = tops
         self._device = device
         self._slots = slots
         self._fixed = columns > 0
@@ -122,13 +125,20 @@ class Batch:
     def _draw(self, index_N: Rows, logits_NV: Tensor) -> Finished:
         """The next token of these rows, and who is done with it."""
         uniform_N = self._tensor(self._answers.uniforms(index_N))
-        id_N, logp_N = sampler.draw(logits_NV, uniform_N, self._shapes.of(index_N))
+        shape = self._shapes.of(index_N)
+        id_N, logp_N = sampler.draw(logits_NV, uniform_N, shape)
         self._token_S[self._tensor(index_N)] = id_N
-        done = self._answers.record(index_N, id_N.cpu().numpy(), logp_N.cpu().numpy()).tolist()
+        done = self._answers.record(index_N, id_N.cpu().numpy(), logp_N.cpu().numpy(), self._likeliest(logits_NV, shape)).tolist()
         finished = [(self._requests[row], self._answers.completion(self._requests[row])) for row in done]
         if done:
             self._release(done)
         return finished
+
+    def _likeliest(self, logits_NV: Tensor, shape: Shape) -> Tops | None:
+        if not self._tops:
+            return None
+        id_NK, logp_NK = sampler.likeliest(logits_NV, shape, self._tops)
+        return id_NK.cpu().numpy(), logp_NK.cpu().numpy()
 
     def _release(self, rows: list[int]) -> None:
         self._forward.cache.release(torch.tensor(rows, device=self._device))

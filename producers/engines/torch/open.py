@@ -33,7 +33,8 @@ def open_torch_engine(config: RunConfig, pulse: Pulse, loop: asyncio.AbstractEve
     forward = FusedForward(student, slots=slots) if can_fuse(student) else ModelForward(student, slots=slots)
     check_forward(student, forward)
     columns = longest if config.run.deterministic else 0
-    batch = Batch(forward, slots=slots, seed=config.run.seed, device=device, columns=columns)
+    tops = min(config.producer.record_top_k, student.vocabulary)
+    batch = Batch(forward, slots=slots, seed=config.run.seed, device=device, columns=columns, tops=tops)
     scheduler = Scheduler(slots=slots, refill_share=config.producer.refill_share)
     maths = MathsThread(
         model=student.model,

@@ -28,16 +28,27 @@ PLAIN = Shape(None)
 
 def draw(logits_NV: Tensor, uniform_N: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Inverse CDF on one float64 uniform per row; returns ids [N] int64 and log-probabilities [N] float32."""
+    logp_NV = _logp(logits_NV, shape)
+    cdf_NV = torch.cumsum(logp_NV.exp(), dim=-1, dtype=torch.float64)
+    target_N1 = cdf_NV[:, -1:] * uniform_N[:, None]
+    id_N1 = torch.searchsorted(cdf_NV, target_N1, right=True)
+    return id_N1.squeeze(1), logp_NV.gather(1, id_N1).squeeze(1)
+
+
+def likeliest(logits_NV: Tensor, shape: Shape, count: int) -> tuple[Tensor, Tensor]:
+    """Ids [N, K] int64 and log-probabilities [N, K] float32 of the `count` most likely tokens, best first."""
+    logp_NK, id_NK = torch.topk(_logp(logits_NV, shape), min(count, logits_NV.shape[1]), dim=-1)
+    return id_NK, logp_NK
+
+
+def _logp(logits_NV: Tensor, shape: Shape) -> Tensor:
+    """Of the distribution that is sampled."""
     scaled_NV = logits_NV.float()
     if shape.scale is not None:
         scaled_NV = scaled_NV * shape.scale
     if shape.top_p is not None and shape.top_k is not None:
         scaled_NV = _cut(scaled_NV, shape.top_p, shape.top_k)
-    logp_NV = torch.log_softmax(scaled_NV, dim=-1)
-    cdf_NV = torch.cumsum(logp_NV.exp(), dim=-1, dtype=torch.float64)
-    target_N1 = cdf_NV[:, -1:] * uniform_N[:, None]
-    id_N1 = torch.searchsorted(cdf_NV, target_N1, right=True)
-    return id_N1.squeeze(1), logp_NV.gather(1, id_N1).squeeze(1)
+    return torch.log_softmax(scaled_NV, dim=-1)
 
 
 def _cut(scaled_NV: Tensor, top_p_N1: Tensor, top_k_N1: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     cut = draw(st.integers(0, tokens))
     spans = (Span(*draw(versions), cut, draw(st.booleans())), Span(*draw(versions), tokens - cut, True))
     mask = draw(st.none() | arrays.arrays(np.uint8, tokens))
-    return Rollout(draw(tickets), Completion(draw(ids(tokens)), draw(logprobs(tokens)), spans, draw(finishes), mask))
+    width = draw(st.integers(0, 3))
+    tops = (draw(arrays.arrays(np.int32, (tokens, width))), draw(logprobs((tokens, width)))) if width else ()
+    return Rollout(draw(tickets), Completion(draw(ids(tokens)), draw(logprobs(tokens)), spans, draw(finishes), mask, *tops))
 
 
 @st.composite

@@ -15,6 +15,7 @@ import yaml
 from common.config import load_config
 from common.metrics import endpoint
 from common.pulse import Pulse
+from deploy.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = Path(sys.executable).with_name("docker-compose")
@@ -32,7 +33,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_the_parts_of_the_stack_are_there(compose: dict[str, Any]) -> None:
-    assert compose["services"].keys() == {"keys", "redis", *ROLES, "prometheus", "grafana"}
+    assert compose["services"].keys() == {"keys", "redis", *ROLES, "dashboard", "prometheus", "grafana"}
 
 
 def test_every_service_is_watched_bounded_and_without_rights(compose: dict[str, Any]) -> None:
@@ -70,6 +71,18 @@ def test_a_role_s_command_is_one_that_the_program_knows(role: str, compose: dict
     assert (ROOT / path.removeprefix("/reflux/")).is_file()
     helped = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--config" in helped.stdout
+
+
+def test_the_dashboard_s_command_is_one_that_the_program_knows(compose: dict[str, Any]) -> None:
+    service = compose["services"]["dashboard"]
+    python, dash_m, module, *words = service["command"]
+    assert (python, dash_m, module) == ("python", "-m", "deploy")
+    arguments = build_parser().parse_args(words)
+    assert (ROOT / arguments.target.removeprefix("/reflux/")).is_file()
+    (port,) = service["ports"]
+    assert port["target"] == arguments.port
+    assert f"127.0.0.1:{arguments.port}/healthz" in service["healthcheck"]["test"][-1]
+    assert arguments.wait  # compose starts all at once
 
 
 def test_the_run_is_the_example_s_own(compose: dict[str, Any]) -> None:

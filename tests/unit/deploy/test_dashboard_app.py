@@ -31,7 +31,7 @@ class Told:
     def document(self, epoch: str, revision: int, edition: int) -> dict[str, Any]:
         return {"asked": [epoch, revision, edition]}
 
-    def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
         return {"step": step, "seq": seq} if step == 1 else None
 
 

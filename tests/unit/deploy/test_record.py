@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recorded_run import RecordedRun, scored
+from recorded_run import RecordedRun, scored, spell_letters
 
 from common.codec import encode
 from common.config import RunConfig
 from common.messages import StepRecord
+from deploy.dashboard import shelved
 from deploy.report.record import Record
 from deploy.report.shelf import Selection, Shelf
 from learner.directory import RunDirectory
@@ -124,3 +125,19 @@ def test_steps_that_left_the_line_leave_the_shelf() -> None:
     shelf.forget(3)
     assert {kept.step for kept in shelf} == {1, 2, 3}
     assert shelf.last_step == 3
+
+
+async def test_a_rollout_that_has_left_the_list_is_read_from_the_journal(run: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    spell_letters(monkeypatch)
+    monkeypatch.setattr(shelved, "_SELECTION", Selection(steps=1, per_step=1))
+    for step in range(1, 8):
+        await run.step(step)
+    shown = shelved.Shelved(run.config, RunDirectory(run.config.directory))
+    shown._refresh()
+    listed = {(each["step"], each["seq"]) for each in shown.document(0)["rollouts"]}
+    assert (4, 8) not in listed
+    found = await shown.rollout(4, 8)
+    assert found is not None
+    assert (found["step"], found["seq"], found["tokens"]) == (4, 8, ["B", "C", "D"])
+    assert await shown.rollout(4, 99) is None
+    assert await shown.rollout(99, 8) is None

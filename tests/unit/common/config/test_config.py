@@ -103,6 +103,7 @@ def test_later_settings_win_and_leave_the_others(file: Path) -> None:
         ("learner.straggler=drop", "learner.straggler = 'drop' is wrong: input should be 'mask', 'retry' or 'wait'"),
         ("run.name=../up", "run.name = '../up' is wrong"),
         ("loss.ratio_low=9", "loss.ratio_low must be below loss.ratio_high"),
+        ("producer.record_top_k=65", "producer.record_top_k = 65 is wrong: input should be less than or equal to 64"),
         ("teachers.maths.top_k=0", "needs top_k > 0 of teachers.maths"),
     ],
 )

@@ -74,6 +74,20 @@ async def test_log_probabilities_are_those_of_a_plain_forward_pass(
         assert completion.logprobs.dtype == np.float32
 
 
+async def test_the_most_likely_ids_are_recorded_where_it_is_asked_for(configure: Configure, students: dict[str, Path]) -> None:
+    tickets = [ticket(seq, new=4 + 5 * (seq % 6)) for seq in range(20)]
+    asked = configure(students["qwen3"], slots=5)
+    asked = asked.model_copy(update={"producer": asked.producer.model_copy(update={"record_top_k": 3})})
+    done, plain = await answers(asked, tickets), await answers(configure(students["qwen3"], slots=5), tickets)
+    for each in tickets:
+        completion = done[each.seq]
+        expected = torch.topk(torch.log_softmax(plain_logps(students["qwen3"], each, completion), -1), 3)
+        np.testing.assert_allclose(completion.top_logprobs, expected.values.numpy(), atol=1e-4)
+        assert (completion.top_ids == expected.indices.numpy()).mean() > 0.99  # but for ties
+        np.testing.assert_array_equal(completion.response_ids, plain[each.seq].response_ids)
+        assert plain[each.seq].top_ids is None
+
+
 async def test_neither_order_nor_slot_count_changes_a_draw(configure: Configure) -> None:
     tickets = [ticket(seq, new=4 + 3 * (seq % 7)) for seq in range(24)]
     one = await answers(configure(slots=3), tickets)
