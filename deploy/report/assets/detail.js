@@ -6,7 +6,7 @@ function showDetail(rollout, version, index) {
   for (const teacher of rollout.teachers) facts.push([rollout.teachers.length > 1 ? `teacher ${teacher.name}` : "teacher", logp(teacher.logp[index])]);
   facts.push(["gap", element("span", { class: gap > 0.05 ? "hot" : gap < -0.05 ? "cool" : "" }, logp(gap))], ["weights", version], ["trained at step", rollout.step], ["position", `${index + 1} of ${rollout.tokens.length}`]);
   const list = element("dl", { class: "facts" }, ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, typeof value === "object" ? value : String(value)))));
-  const tops = element("div", { class: "tops" }, topList("The student's choice", "h-student", rollout.student_top?.[index], token, rollout.student[index], "The student's other candidates are not on record: set producer.record_top_k."));
+  const tops = element("div", { class: "tops" }, topList("The student would say", "h-student", rollout.student_top?.[index], token, rollout.student[index], "Its other candidates are not on record (producer.record_top_k)."));
   for (const teacher of rollout.teachers) tops.append(topList(`${rollout.teachers.length > 1 ? teacher.name : "The teacher"} would say`, "h-teacher", teacher.top[index], token, teacher.logp[index], "This teacher sends no candidates (top_k = 0)."));
   byId("detail").replaceChildren(list, tops);
 }

@@ -3,7 +3,7 @@
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) < 10 ? 3 : 0, signDisplay: "negative" });
 const percent = (value) => (100 * value).toFixed(1) + " %";
 const logp = (value) => value.toFixed(value <= -100 ? 0 : Math.abs(value) < 0.0995 ? 3 : 2).replace("-", "−");
-const chance = (value) => { const p = Math.exp(value); return p >= 0.9995 ? "100 %" : p >= 0.001 ? (100 * p).toFixed(1) + " %" : p > 0 ? p.toExponential(0) : "0"; };
+const chance = (value) => { const p = Math.exp(value); return p >= 0.9995 ? "100 %" : p >= 0.001 ? (100 * p).toFixed(1) + " %" : "< 0.1 %"; };
 const tiny = (value) => (Math.abs(value) >= 0.001 || value === 0 ? number(value) : value.toExponential(1));
 
 function seconds(value) {

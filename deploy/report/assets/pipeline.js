@@ -8,7 +8,7 @@ function places(wide, lanes) {
   if (wide) {
     const node = (x) => ({ x, y: 30, ...NODE }), tube = (x) => ({ x, y: 71, ...TUBE });
     return {
-      box: "0 0 1200 286", tickets: tube(8), producer: node(180), rollouts: laneBoxes(tube(406), lanes), scorer: node(578), scored: tube(804), learner: node(976),
+      box: "0 0 1180 284", tickets: tube(8), producer: node(180), rollouts: laneBoxes(tube(406), lanes), scorer: node(578), scored: tube(804), learner: node(976),
       weights: { d: "M1056 158V198Q1056 210 1044 210H290Q278 210 278 198V170", label: [667, 202], tip: [278, 160, -90] },
       admission: { d: "M1092 158V246Q1092 258 1080 258H38Q26 258 26 246V130", label: [586, 276], tip: [26, 120, -90] },
     };
