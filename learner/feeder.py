@@ -3,6 +3,9 @@
 Guarantee (P3): with `v` the step of the newest publication, at most (v + S + 1)·batch samples that can still be trained, or were, are ever
 admitted, and never more than the run needs. Proof that strict order then bounds staleness by S: the k-th sample that is trained (k from 0)
 is trained at step k // batch + 1, on weights of step k // batch ≤ v + S, and was sampled with weights no older than v.
+
+Guarantee: beyond the one batch that a step needs, nothing is admitted that could take the server's memory past bus.max_bytes on its way, so
+that a hand-off always finds room. Proof: an entry never grows past the longest sample's bytes, and what is in `scored` grows no more.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.bus.base import BusState
+from common.bus.base import SCORED, BusState
 from common.messages import Ticket, Version
 
 NEARLY_FULL = 0.9
@@ -49,10 +52,16 @@ class Window:
     max_staleness: int
     steps: int
     max_bytes: int
+    largest_sample: int  # bytes
 
-    def room(self, published: int, applied: int, live: int) -> int:
+    def room(self, published: int, applied: int, state: BusState) -> int:
         """How many samples to admit now; the dead have left and are replaced, re-admitted ones may make it negative."""
-        return min(published + self.max_staleness + 1, self.steps) * self.batch_size - applied - live
+        ahead = min(published + self.max_staleness + 1, self.steps) * self.batch_size - applied - state.live
+        return min(ahead, max(self._fit(state), self.batch_size - state.live))
+
+    def _fit(self, state: BusState) -> int:
+        growing = state.live - state.backlog.get(SCORED, 0)
+        return (self.max_bytes - state.used_bytes) // self.largest_sample - growing
 
     def blocked(self, state: BusState, *, paused: bool) -> str:
         """Why nothing may be admitted whatever the room; empty if it may."""

@@ -166,7 +166,7 @@ class Ledger:
             self._pulse.set(blocked=self.blocked)
             if published is None or self.blocked:
                 return
-            room = self._window.room(published.step, self.line.applied, state.live)
+            room = self._window.room(published.step, self.line.applied, state)
             if room > 0:
                 await self._admit(room, published)
 

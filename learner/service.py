@@ -181,7 +181,7 @@ class _Life:
             prompts=self._parts.prompts,
             publisher=self._publisher,
             section=learner,
-            window=Window(learner.batch_size, learner.max_staleness, learner.steps, config.bus.max_bytes),
+            window=Window(learner.batch_size, learner.max_staleness, learner.steps, config.bus.max_bytes, config.largest_sample_bytes),
             keep_manifests=config.weights.keep,
         )
 

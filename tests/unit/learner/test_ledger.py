@@ -43,7 +43,7 @@ class Bench:
             prompts=FakePrompts(),
             publisher=SimpleNamespace(published=None, manifest=None),
             section=section,
-            window=Window(BATCH, 1, 99, 1 << 30),
+            window=Window(BATCH, 1, 99, 1 << 30, 1 << 10),
             keep_manifests=2,
         )
 
