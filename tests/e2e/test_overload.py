@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import pytest
 import redis
 from by_hand import CONFIG, ByHand, Role, roles_by_hand, slowed
 from test_starvation import switched_on
+from watcher import Watcher
 
-from common.bus import connect_url
-from common.bus.base import Bus
 from common.config import load_config
-from deploy.bottleneck import bottleneck
-from deploy.snapshot import Snapshot, take
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(500)]
 
-T = TypeVar("T")
 IDLE_SHARE = 0.5
 """Of a core. A role that spins takes all of one; one that waits for a slow neighbour has hardly anything to do."""
 NEARLY_FULL = 0.9
@@ -56,30 +50,6 @@ class Memory:
             self._ended.set()
             thread.join()
             self._client.close()
-
-
-class Watcher:
-    """What an observer of the run reads."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def _ask(self, question: Callable[[Bus], Awaitable[T]]) -> T:
-        async def asked() -> T:
-            async with connect_url(self._url, run="arithmetic", name="watcher", lease_s=9.0, outage_timeout_s=60.0) as bus:
-                return await question(bus)
-
-        return asyncio.run(asked())
-
-    def snapshot(self) -> Snapshot:
-        return self._ask(take)
-
-    def line(self, seconds: float) -> str:
-        """Who waits for whom, over so much time."""
-        before = self.snapshot()
-        time.sleep(seconds)
-        found = bottleneck(before, self.snapshot())
-        return found.line if found else ""
 
 
 @contextmanager
