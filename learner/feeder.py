@@ -56,8 +56,11 @@ class Window:
 
     def room(self, published: int, applied: int, state: BusState) -> int:
         """How many samples to admit now; the dead have left and are replaced, re-admitted ones may make it negative."""
-        ahead = min(published + self.max_staleness + 1, self.steps) * self.batch_size - applied - state.live
-        return min(ahead, max(self._fit(state), self.batch_size - state.live))
+        return min(self.ahead(published, applied, state.live), max(self._fit(state), self.batch_size - state.live))
+
+    def ahead(self, published: int, applied: int, live: int) -> int:
+        """The same where memory is no matter."""
+        return min(published + self.max_staleness + 1, self.steps) * self.batch_size - applied - live
 
     def _fit(self, state: BusState) -> int:
         growing = state.live - state.backlog.get(SCORED, 0)

@@ -77,7 +77,7 @@ class Learner:
         self._busy = busy
         self._lengths = lengths
         self._routes = routes
-        self._window = Window(section.batch_size, section.max_staleness, steps, max_bytes=1)
+        self._window = Window(section.batch_size, section.max_staleness, steps, max_bytes=1, largest_sample=1)
         self._steps = steps
         self._line = Line(term=_TERM, lineage=[Version(_TERM, 0)])
         self._held: dict[int, Held] = {}
@@ -198,7 +198,7 @@ class Learner:
 
     def _top_up(self) -> None:
         published = self._world.log.step
-        room = self._window.room(published, self._line.applied, self._live)
+        room = self._window.ahead(published, self._line.applied, self._live)
         admitted = []
         for seq in range(self._line.cursor, self._line.cursor + max(0, room)):
             length, route = int(self._lengths[seq % len(self._lengths)]), self._routes[seq % len(self._routes)]
