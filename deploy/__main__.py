@@ -35,6 +35,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # what a person reads is said by the commands
     if arguments.command in {"runs", "purge"}:
         return _shared(arguments)
+    if arguments.command == "weights":
+        from deploy.weights_server import serve
+
+        return serve(arguments.directory, token_file=arguments.token_file, host=arguments.host, port=arguments.port)
     if arguments.command == "dashboard":
         return _dashboard(arguments)
     config = open_target(arguments.target, overrides_of(arguments))

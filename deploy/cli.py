@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's directory")
     _add_dashboard(commands.add_parser("dashboard", help="a run in the browser, while it lives and after"))
     _add_plan(commands.add_parser("plan", help="how many producers and scorers keep the learner busy, by simulation"))
+    _add_weights(commands.add_parser("weights", help="serve the published weights to producers elsewhere"))
     runs = commands.add_parser("runs", help="the runs that share a server")
     _add_server(runs)
     purge = commands.add_parser("purge", help="remove runs from a server")
@@ -50,6 +51,15 @@ def _add_dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8400, metavar="PORT", help="0 takes a free one (8400)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every visitor must bring along")
     parser.add_argument("--wait", action="store_true", help="wait for the run to begin")
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    serve = actions.add_parser("serve", help="the learner's weight directory over HTTP, for reading")
+    serve.add_argument("directory", type=Path, metavar="DIR", help="weights.dir, or runs/NAME/weights")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8480, metavar="PORT", help="0 takes a free one (8480)")
+    serve.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every reader must bring along (weights.token_file)")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:

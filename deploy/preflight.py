@@ -32,7 +32,8 @@ def preflight(config: RunConfig, *, thorough: bool = False) -> None:
         _as_the_workers_would(config)
     _same_identity(config)
     _writable(config.directory, "run.dir")
-    _writable(config.weight_directory, "weights.dir")
+    if not config.weights.url:
+        _writable(config.weight_directory, "weights.dir")
 
 
 def _causal_language_model(directory: Path, key: str, *, weights: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from common.config import RunConfig
-from common.errors import RefluxError, Superseded
+from common.errors import ConfigError, RefluxError, Superseded
 from common.messages import WeightManifest
 from common.pulse import Pulse, Report
 from common.service import Worker
@@ -65,6 +65,8 @@ def real_material(config: RunConfig) -> Material:
     from learner.ranks import build_trainer
 
     check_loss(config)
+    if config.weights.url.startswith(("http://", "https://")):
+        raise ConfigError("weights.url = http(s)://… is for producers: give the learner weights.dir, or a place it can write to")
     return Material(prompts=load_prompts(config), questions=load_eval_prompts(config), store=open_store(config), build=build_trainer)
 
 

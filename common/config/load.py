@@ -21,6 +21,8 @@ _PATHS = (
     "data.prompts",
     "data.eval_prompts",
     "weights.dir",
+    "weights.token_file",
+    "weights.cache",
     "producer.api_key_file",
     "producer.admin_key_file",
     "bus.password_file",

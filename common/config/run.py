@@ -104,6 +104,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_store(self) -> Self:
+        weights = self.weights
+        if weights.url and weights.dir:
+            raise ValueError("weights.dir and weights.url are two places for the weights: leave one of them")
+        if weights.url and "://" not in weights.url:
+            raise ValueError(
+                f"weights.url = {weights.url!r} has no scheme: write s3://…, gs://…, http://…, or use weights.dir for a directory"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _servers(self) -> Self:
         for key, section in (("producer", self.producer), *((f"teachers.{name}", teacher) for name, teacher in self.teachers.items())):
             check_servers(key, section)

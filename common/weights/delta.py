@@ -55,14 +55,15 @@ def encode_delta(base: Bytes, new: Bytes, *, width: int, base_digest: str, diges
     return delta if len(delta) < len(new) else None
 
 
-def apply_deltas(tensor: bytearray, digest: str, deltas: Sequence[Bytes]) -> None:
-    """Changes the tensor, which has this digest, into what it is after all of them, oldest first. Raises WeightsError; the tensor is then
-    of no use."""
+def apply_deltas(tensor: bytearray, digest: str, deltas: Sequence[Bytes]) -> str:
+    """Changes the tensor, which has this digest, into what it is after all of them, oldest first; returns its digest then.
+    Raises WeightsError; the tensor is then of no use."""
     now = bytes.fromhex(digest)
     for delta in deltas:
         now = _apply(tensor, now, memoryview(delta))
     if deltas and hashlib.sha256(tensor).digest() != now:
         raise WeightsError("a delta gives another digest than it promises: it is damaged")
+    return now.hex()
 
 
 def _apply(tensor: bytearray, digest: bytes, delta: memoryview) -> bytes:

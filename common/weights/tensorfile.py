@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO  # Any: the header's values are only known after they are checked
 
@@ -30,24 +31,71 @@ _PIECE = 1 << 20
 
 def write_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> tuple[WeightFile, dict[str, str]]:
     """Writes a file of `tensors`, not synced yet; returns it with the digest of each tensor. Raises OSError, WeightsError."""
-    buffers = {name: _flat(name, tensors[name]) for name in sorted(tensors, key=lambda name: (-_bits(tensors[name]), name))}
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, buffer in buffers.items():
-        start, end = end, end + len(buffer)
-        entries[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    prefix = len(header).to_bytes(8, "little") + header
-    whole = hashlib.sha256(prefix)
+    prefix, names = _prefix(tensors)
+    whole, end = hashlib.sha256(prefix), len(prefix)
     digests: dict[str, str] = {}
     with path.open("xb", buffering=1 << 20) as file:
         file.write(prefix)
-        for name, buffer in buffers.items():
+        for name in names:
+            buffer = flat_bytes(name, tensors[name])
             file.write(buffer)
             whole.update(buffer)
             digests[name] = hashlib.sha256(buffer).hexdigest()
-    return WeightFile(path.name, len(prefix) + end, whole.hexdigest()), digests
+            end += len(buffer)
+    return WeightFile(path.name, end, whole.hexdigest()), digests
+
+
+def write_content(path: Path, layout: Mapping[str, RawTensor], content: Callable[[str], memoryview | bytearray]) -> None:
+    """Writes tensors of these dtypes and shapes, one after the other as `content` gives their bytes. Raises OSError, WeightsError."""
+    prefix, names = _prefix(layout)
+    with path.open("xb", buffering=1 << 20) as file:
+        file.write(prefix)
+        for name in names:
+            file.write(flat_bytes(name, RawTensor(layout[name].dtype, layout[name].shape, memoryview(content(name)))))
+
+
+def map_tensors(directory: Path) -> dict[str, RawTensor]:
+    """The tensors of all files, read when they are looked at. Raises WeightsError."""
+    tensors: dict[str, RawTensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # lives as long as the tensors
+            tensors |= _mapped(memoryview(mapped), path.name)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{path} cannot be read: {error}") from None
+    return tensors
+
+
+def _mapped(file: memoryview, name: str) -> dict[str, RawTensor]:
+    end = 8 + int.from_bytes(file[:8], "little")
+    if end > len(file):
+        raise WeightsError(f"{name} is no safetensors file: its header does not fit")
+    header = bytes(file[8:end])
+    _places(header, len(file) - end, name)
+    tensors = {}
+    for key, entry in json.loads(header).items():
+        if key != "__metadata__":
+            try:
+                begin, stop = entry["data_offsets"]
+                tensors[key] = RawTensor(entry["dtype"], tuple(entry["shape"]), file[end + begin : end + stop])
+                flat_bytes(key, tensors[key])
+            except (KeyError, TypeError) as error:
+                raise WeightsError(f"{name} is no safetensors file: {error!r} in its header") from None
+    return tensors
+
+
+def _prefix(tensors: Mapping[str, RawTensor]) -> tuple[bytes, list[str]]:
+    """Everything before the first tensor's bytes, and the order of the tensors."""
+    names = sorted(tensors, key=lambda name: (-bits_of(tensors[name].dtype), name))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + len(flat_bytes(name, tensors[name]))
+        entries[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, names
 
 
 def check_tensors(file: BinaryIO, expected: WeightFile) -> dict[str, str]:
@@ -99,15 +147,17 @@ def _places(header: bytes, room: int, name: str) -> dict[str, int]:
     return {key: end - start for start, end, key in offsets}
 
 
-def _flat(name: str, tensor: RawTensor) -> memoryview:
+def flat_bytes(name: str, tensor: RawTensor) -> memoryview:
+    """The tensor's bytes. Raises WeightsError where they are not as many as its shape needs."""
     view = memoryview(tensor.buffer)
-    expected = math.prod(tensor.shape) * _bits(tensor) // 8
+    expected = math.prod(tensor.shape) * bits_of(tensor.dtype) // 8
     if view.nbytes != expected:
         raise WeightsError(f"{name} has {view.nbytes} bytes where {tensor.dtype} {list(tensor.shape)} needs {expected}")
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def _bits(tensor: RawTensor) -> int:
-    if tensor.dtype not in _BITS:
-        raise WeightsError(f"{tensor.dtype!r} is no dtype of safetensors: known are {', '.join(_BITS)}")
-    return _BITS[tensor.dtype]
+def bits_of(dtype: str) -> int:
+    """Of one element. Raises WeightsError."""
+    if dtype not in _BITS:
+        raise WeightsError(f"{dtype!r} is no dtype of safetensors: known are {', '.join(_BITS)}")
+    return _BITS[dtype]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from weight_media import MEDIA, reader_of
 
 from common.errors import WeightsError
 from common.messages import Version, WeightManifest
 from common.weights.base import RawTensor, WeightStore
-from common.weights.directory import DirectoryStore
 
 
 def tensors(seed: int = 0) -> dict[str, RawTensor]:
@@ -25,9 +26,10 @@ def tensors(seed: int = 0) -> dict[str, RawTensor]:
     }
 
 
-@pytest.fixture(params=["directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> WeightStore:
-    return {"directory": DirectoryStore}[request.param](tmp_path / "weights")
+@pytest.fixture(params=sorted(MEDIA))
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[WeightStore]:
+    async with MEDIA[request.param](tmp_path, full_every=1) as opened:
+        yield opened
 
 
 async def test_what_is_put_can_be_fetched_with_its_exact_bytes(store: WeightStore) -> None:
@@ -81,14 +83,14 @@ async def test_gc_leaves_higher_terms_alone(store: WeightStore) -> None:
     assert await store.versions() == [(1, 2), (3, 0)]
 
 
-async def test_a_version_that_is_gone_or_never_was_is_a_weights_error(store: WeightStore) -> None:
+async def test_a_version_that_is_gone_or_never_was_is_a_weights_error(store: WeightStore, tmp_path: Path) -> None:
     manifest = await store.put(Version(1, 0), tensors())
-    await store.fetch(manifest)
+    store_of_another = reader_of(store, tmp_path / "another")
     for step in (1, 2):
         await store.put(Version(1, step), tensors())
     await store.gc(keep=1, up_to_term=1, pinned=frozenset())
     with pytest.raises(WeightsError, match="Version"):
-        await store.fetch(manifest)
+        await store_of_another.fetch(manifest)
     with pytest.raises(WeightsError):
         await store.fetch(replace(manifest, version=Version(9, 9), directory="term000009-step00000009"))
 

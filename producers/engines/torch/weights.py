@@ -18,27 +18,23 @@ from common.messages import WeightManifest
 
 def swap_weights(model: Any, manifest: WeightManifest, directory: Path) -> None:
     """Raises WeightsError where the files are not this model's full weights; the model is then as before."""
-    if manifest.kind != "full":
-        raise WeightsError(f"version {tuple(manifest.version)} is a {manifest.kind}: the torch engine takes full versions only")
     targets = dict(model.named_parameters(remove_duplicate=False))
     with ExitStack() as files:
-        sources = _open(manifest, directory, files)
+        sources = _open(directory, files)
         _check(targets, sources, manifest)
         with torch.inference_mode():
             for name, source in sources.items():
                 targets[name].copy_(source.get_tensor(name))
 
 
-def _open(manifest: WeightManifest, directory: Path, files: ExitStack) -> dict[str, Any]:
+def _open(directory: Path, files: ExitStack) -> dict[str, Any]:
     """Tensor name → the open file it lies in."""
     sources: dict[str, Any] = {}
-    for entry in manifest.files:
-        if not entry.name.endswith(".safetensors"):
-            continue
+    for path in sorted(directory.glob("*.safetensors")):
         try:
-            opened = files.enter_context(safe_open(directory / entry.name, framework="pt"))
+            opened = files.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{directory / entry.name} cannot be read as safetensors: {error}") from error
+            raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
         sources.update(dict.fromkeys(opened.keys(), opened))
     return sources
 

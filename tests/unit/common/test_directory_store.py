@@ -127,10 +127,11 @@ async def test_links_out_of_the_store_are_refused(root: Path, tmp_path: Path) ->
     assert await DirectoryStore(root).versions() == []
 
 
-async def test_a_delta_is_refused(root: Path) -> None:
+@pytest.mark.parametrize("base", [None, Version(1, 0), Version(1, 1), Version(0, 5)])
+async def test_a_delta_to_nothing_older_of_its_term_is_refused(root: Path, base: Version | None) -> None:
     manifest = await _put(root)
-    with pytest.raises(WeightsError, match="full versions only"):
-        await DirectoryStore(root).fetch(replace(manifest, kind="delta"))
+    with pytest.raises(WeightsError, match="no base of it"):
+        await DirectoryStore(root).fetch(replace(manifest, kind="delta", base=base))
 
 
 async def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
