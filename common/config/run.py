@@ -26,9 +26,9 @@ from common.config.sections import (
     Section,
     ServiceSection,
     TeacherSection,
-    WeightsSection,
 )
 from common.config.servers import check_sampling_by_servers, check_servers
+from common.config.weights import WeightsSection
 
 _BYTES_PER_TOKEN = 12  # id, behaviour log-probability and one teacher's log-probability
 _BYTES_PER_TOP = 8  # id and log-probability
