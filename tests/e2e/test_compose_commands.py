@@ -120,11 +120,11 @@ def test_the_services_of_compose_train_the_example_with_two_scorers(stack: Stack
         stack.wait_healthy(name, port)
     port = free_port()
     stack.start("dashboard", "--host", "127.0.0.1", "--port", str(port))
-    stack.wait_healthy("dashboard", port)
     learner = next(process for name, process in roles.values() if name == "learner")
     assert learner.wait(180) == 0, stack.logs()
     result = json.loads((stack.directory / "runs/arithmetic/result.json").read_text())
     assert result["ledger"]["applied"] == STEPS * 64
+    stack.wait_healthy("dashboard", port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/state", timeout=60) as reply:
         assert json.load(reply)["steps"]
     stack.run("keys")  # `up` again: nobody is locked out

@@ -14,6 +14,7 @@ function showDetail(rollout, version, index) {
 function topList(title, hue, top, said, saidLogp, without) {
   const rows = top ? top.slice(0, 6) : [[said, saidLogp]], there = rows.some(([text]) => text === said);
   if (!there) rows.push([said, saidLogp]);
+  rows.sort((a, b) => b[1] - a[1]);
   const items = rows.map(([text, value]) => element("li", { class: text === said ? "said" : "" }, element("code", {}, short(text)), element("i", { style: `width:${(100 * Math.exp(value)).toFixed(1)}%` }), element("span", {}, chance(value)), element("span", {}, logp(value))));
   return element("section", { class: hue }, element("h3", {}, title), element("ol", {}, ...items), ...(top ? [] : [element("p", {}, without)]));
 }

@@ -58,8 +58,7 @@ function fillLive(now, state) {
   const byTopic = Object.fromEntries(now.queues.map((queue) => [queue.topic, queue]));
   for (const topic of Object.keys(picture.tubes)) {
     const queue = topic === "rollouts:…" ? restOf(now.queues) : byTopic[topic];
-    const name = topic.replace(/^rollouts:/, "");
-    fillTube(topic, picture.topics.length > 1 && topic.startsWith("rollouts") ? name : topic.split(":")[0], queue, full);
+    fillTube(topic, laneName(topic, now.queues.length - 2), queue, full);
   }
   const rates = Object.fromEntries(now.roles.map((row) => [row.role, row.samples_s]));
   const pace = { tickets: rates.producer, "to-rollouts": rates.producer, rollouts: rates.scorer, "to-scored": rates.scorer, scored: rates.learner };
@@ -69,6 +68,12 @@ function fillLive(now, state) {
   const version = now.learner.published ? `version (${now.learner.published.replace(":", ", ")})` : "none yet";
   write(picture.weights.label, `new weights · ${version}`);
   write(picture.admission.label, state.window ? `tickets: at most ${state.window} samples in flight` : "tickets, with each publication");
+}
+
+/** Several teachers are told apart by their names. */
+function laneName(topic, lanes) {
+  if (topic === "rollouts:…") return `${lanes - MOST_LANES + 1} others`;
+  return picture.topics.length > 1 && topic.startsWith("rollouts:") ? topic.slice("rollouts:".length) : topic.split(":")[0];
 }
 
 function restOf(queues) {
@@ -90,7 +95,7 @@ function fillFromRecord(state) {
   fillNode("producer", { name: "Producers", big: `${short3(tokens)} tokens`, state: `${answers} sampled`, small: cpu("producer"), points: [] });
   fillNode("scorer", { name: "Scorers", big: `${short3(tokens)} tokens`, state: `${answers} scored`, small: cpu("scorer"), points: [] });
   fillNode("learner", { name: "Learner", big: `${lastStep(state).toLocaleString("en")} steps`, state: how, small: cpu("learner"), points: [] });
-  for (const topic of Object.keys(picture.tubes)) fillTube(topic, picture.topics.length > 1 && topic.startsWith("rollouts") ? topic.replace(/^rollouts:/, "") : topic.split(":")[0], null, 1);
+  for (const topic of Object.keys(picture.tubes)) fillTube(topic, laneName(topic, (state.teachers || []).length), null, 1);
   write(picture.weights.label, "new weights");
   write(picture.admission.label, state.window ? `tickets: at most ${state.window} samples in flight` : "tickets");
 }

@@ -20,7 +20,7 @@ function fillList(state) {
 function rolloutButton(rollout) {
   const dot = element("i", { "aria-hidden": "true", style: `--strength:${strength(rollout.worst).toFixed(2)}` });
   const button = element("button", { type: "button", "data-name": nameOf(rollout), "aria-pressed": String(nameOf(rollout) === chosen) }, element("span", {}, rollout.prompt.trim() || "(empty prompt)"),
-    element("small", {}, dot, `step ${rollout.step} · #${rollout.seq} · worst ${rollout.worst.toFixed(1)} · mean ${rollout.mean.toFixed(2)}${rollout.finish === "length" ? " · cut off" : ""}`));
+    element("small", {}, dot, element("span", {}, `step ${rollout.step} · #${rollout.seq} · worst ${rollout.worst.toFixed(1)} · mean ${rollout.mean.toFixed(2)}${rollout.finish === "length" ? " · cut off" : ""}`)));
   button.addEventListener("click", () => choose(rollout));
   return button;
 }

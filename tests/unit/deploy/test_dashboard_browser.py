@@ -25,6 +25,7 @@ from deploy.visit import connected
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not shutil.which("chromium"), reason="needs a Chromium in PATH (Debian: apt install chromium)"),
 ]
 WIDTHS = (1280, 390)
@@ -35,7 +36,7 @@ PATIENCE_MS = 60_000
 async def browser() -> AsyncIterator[Any]:
     playwright = pytest.importorskip("playwright.async_api")
     async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = await driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=2 * PATIENCE_MS)
         yield browser
         await browser.close()
 
