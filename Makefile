@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-staleness soak example-models docs constraints
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-staleness bench-scaling soak example-models docs constraints
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -57,6 +57,9 @@ bench-peer: setup ## Reflux beside TRL's DistillationTrainer, same models, promp
 
 bench-staleness: setup ## pass@1 at forced lags, two losses, three seeds
 	$(BIN)/python -m benchmarks.staleness $(ARGS)
+
+bench-scaling: setup ## 1 to 16 scorers join and leave under a fixed load: throughput against ideal
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: setup ## MINUTES=30 at the highest rate: is every role's memory flat, the server's within bounds?
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) $(ARGS)
