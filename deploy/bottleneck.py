@@ -47,7 +47,7 @@ def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
         return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
     if (found := _outside(after) or _missing(after)) is not None:
         return found
-    shares = {role: _mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
+    shares = {role: mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
     if (standstill := _standstill(before, after, shares)) is not None:
         return standstill
     if not shares["learner"]:
@@ -99,7 +99,7 @@ def _redis_share(causes: Mapping[str, float]) -> float:
     return max(causes.get("bus", 0.0), min(causes.get("server", 0.0), waits))
 
 
-def _mean_shares(before: Snapshot, after: Snapshot, role: str, elapsed: float) -> dict[str, float]:
+def mean_shares(before: Snapshot, after: Snapshot, role: str, elapsed: float) -> dict[str, float]:
     """cause → share of the time that a worker of the role lost to it, over the workers seen in both snapshots."""
     pairs = [(before.reports[new.name], new) for new in after.of(role) if new.name in before.reports]
     pairs = [(old, new) for old, new in pairs if new.at > old.at]  # without news there is nothing to say

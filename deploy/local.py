@@ -27,7 +27,8 @@ from deploy.lock import only_supervisor
 from deploy.preflight import preflight
 from deploy.process import Process
 from deploy.result import Result, Usage, add_usage, complete_result
-from deploy.roles import RoleSpec, environment, role_specs
+from deploy.roles import RoleSpec, environment
+from deploy.scaling import wanted
 from deploy.screen import Screen, open_screen
 from deploy.server import Served, served
 from deploy.supervisor import Ended, Running, Supervisor
@@ -60,7 +61,7 @@ async def run_async(
     config: RunConfig, *, screen: Screen, fresh: bool = False, take_over: bool = False, spawn: Spawn | None = None
 ) -> Result:
     """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live; `spawn`
-    starts a role elsewhere than as a process of this one."""
+    starts a role elsewhere than as a process of this one, and there as many scorers as [cluster] allows."""
     with only_supervisor(config.directory):
         if fresh:
             await _forget(config, force=take_over)
@@ -73,17 +74,18 @@ async def run_async(
         if warning := known_collapse(config):
             screen.say(f"warning: {warning}")
         with _stops_on_signals() as stopping, saved_config(config) as file:
-            return await _run_here(config, directory, file, screen, stopping, _forcing(spawn or _spawn, take_over=take_over))
+            start = _forcing(spawn or _spawn, take_over=take_over)
+            return await _run_here(config, directory, file, screen, stopping, start, scales=spawn is not None)
 
 
 async def _run_here(
-    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, spawn: Spawn
+    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, spawn: Spawn, *, scales: bool
 ) -> Result:
     began, before = time.monotonic(), _own_cpu_s()
     spent: dict[str, float] = {}
     try:
         async with served(config, screen.say) as server:
-            ended = await _supervise(config, file, screen, stopping, server, spent, spawn)
+            ended = await _supervise(config, file, screen, stopping, server, spent, spawn, scales=scales)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:
@@ -98,12 +100,20 @@ async def _run_here(
 
 
 async def _supervise(
-    config: RunConfig, file: Path, screen: Screen, stopping: asyncio.Event, server: Served, spent: dict[str, float], spawn: Spawn
+    config: RunConfig,
+    file: Path,
+    screen: Screen,
+    stopping: asyncio.Event,
+    server: Served,
+    spent: dict[str, float],
+    spawn: Spawn,
+    *,
+    scales: bool,
 ) -> Ended:
     async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
-            specs=role_specs(config),
+            specs=wanted(config, lambda: watch.looks, screen.say, scales=scales),
             spawn=lambda spec, again: spawn(config, file, spec, take_over=again or server.own),
             progress=lambda: watch.progress,
             say=screen.say,

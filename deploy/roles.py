@@ -36,13 +36,18 @@ class RoleSpec:
         return [sys.executable, "-m", module, "--config", str(config_file), *self.arguments, *more]
 
 
-def role_specs(config: RunConfig) -> list[RoleSpec]:
-    """The learner first: it has the most to do before the others are needed."""
+def role_specs(config: RunConfig, scorers: Mapping[str, int] | None = None) -> list[RoleSpec]:
+    """The learner first: it has the most to do before the others are needed. `scorers`: of each teacher, scorer.count where it says none;
+    a teacher's n-th scorer has the same name however many there are."""
     specs = [RoleSpec("learner", 0, config.learner.nice)]
     specs += [RoleSpec("producer", index, config.producer.nice) for index in range(config.producer.count)]
-    teachers = [name for name in config.teachers for _ in range(config.scorer.count)]
-    specs += [RoleSpec("scorer", index, config.scorer.nice, ("--teacher", name)) for index, name in enumerate(teachers)]
-    return [replace(spec, arguments=spec.arguments + _metrics_port(config, place)) for place, spec in enumerate(specs)]
+    before, some = len(specs), len(config.teachers)
+    for number, name in enumerate(config.teachers):
+        count = (scorers or {}).get(name, config.scorer.count)
+        specs += [RoleSpec("scorer", number + some * n, config.scorer.nice, ("--teacher", name)) for n in range(count)]
+    specs[before:] = sorted(specs[before:], key=lambda spec: spec.index)
+    places = [before + spec.index if spec.role == "scorer" else place for place, spec in enumerate(specs)]
+    return [replace(spec, arguments=spec.arguments + _metrics_port(config, place)) for place, spec in zip(places, specs, strict=True)]
 
 
 def _metrics_port(config: RunConfig, place: int) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """Keeps the roles of a run alive until the learner is done.
 
 Guarantees: a process that dies is started again and its reason is told; after `budget` deaths without any progress of the run in between
-the run stops and can be resumed; a process that ends by a user's mistake (exit 2) stops the run at once with its sentence. When the run
-stops, every process gets SIGTERM, `drain_s` and a margin, then SIGKILL: nothing of it is left when `run` returns.
+the run stops and can be resumed; a process that ends by a user's mistake (exit 2) stops the run at once with its sentence. Whom `specs`
+does not name any more is told to drain, whom it names anew is started. When the run stops, every process gets SIGTERM, `drain_s`
+and a margin, then SIGKILL: nothing of it is left when `run` returns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -52,13 +54,14 @@ class _Post:
     spec: RoleSpec
     process: Running | None
     starts_at: float = 0.0
+    leaves_by: float = math.inf  # when it is not wanted any more: until then it may drain
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """`spawn(spec, again)` starts a process; `progress` is any number that changes when the run gets on."""
+    """`specs` says who is wanted now; `spawn(spec, again)` starts a process; `progress` is any number that changes when the run gets on."""
 
-    specs: Sequence[RoleSpec]
+    specs: Callable[[], Sequence[RoleSpec]]
     spawn: Callable[[RoleSpec, bool], Running]
     progress: Callable[[], object]
     say: Callable[[str], None]
@@ -72,8 +75,8 @@ class Supervisor:
         """Until the learner is done, `stopping` is set, or the run cannot go on."""
         posts: list[_Post] = []
         try:
-            posts += [_Post(spec, self.spawn(spec, False)) for spec in self.specs]
             while True:
+                self._resize(posts)
                 ended = self._look(posts)
                 if ended:
                     return ended
@@ -83,11 +86,25 @@ class Supervisor:
         finally:
             await self._end(posts)
 
+    def _resize(self, posts: list[_Post]) -> None:
+        """Whoever leaves keeps the name until it is gone."""
+        wanted, now = self.specs(), time.monotonic()
+        names = {spec.name for spec in wanted}
+        for post in posts:
+            if post.spec.name not in names and post.leaves_by == math.inf:
+                post.leaves_by = now + self.drain_s + _DRAIN_MARGIN_S
+                self._signal([post], signal.SIGTERM)
+            elif now > post.leaves_by:
+                self._signal([post], signal.SIGKILL)
+        posts[:] = [post for post in posts if post.process is not None or post.leaves_by == math.inf]
+        taken = {post.spec.name for post in posts}
+        posts += [_Post(spec, self.spawn(spec, False)) for spec in wanted if spec.name not in taken]
+
     def _look(self, posts: Sequence[_Post]) -> Ended | None:
         now = time.monotonic()
         for post in posts:
             if post.process is None:
-                if now >= post.starts_at:
+                if post.starts_at <= now < post.leaves_by == math.inf:
                     post.process = self.spawn(post.spec, True)
                 continue
             exit_ = post.process.poll()
@@ -100,6 +117,8 @@ class Supervisor:
     def _bury(self, post: _Post, exit_: Exit, now: float) -> Ended | None:
         """A process has ended: what now?"""
         self._count(post, exit_)
+        if post.leaves_by < math.inf:
+            return None
         if exit_.code == EXIT_DONE and post.spec.role == "learner":
             return Ended("finished")
         if exit_.code == EXIT_USER:

@@ -33,6 +33,11 @@ class Watch:
         return self._seen[-1]
 
     @property
+    def looks(self) -> tuple[Snapshot, Snapshot]:
+        """The oldest that is kept, up to `_SPAN_S` before the last, and the last."""
+        return self._seen[0], self._seen[-1]
+
+    @property
     def progress(self) -> tuple[int, int, int]:
         """Changes whenever a sample was admitted, applied or given up."""
         states = [snapshot.state for snapshot in self._seen if snapshot.state]

@@ -262,6 +262,7 @@ async def score(worker: Worker, name: str) -> None:
         raise ConfigError(other)
     gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("scores")
+    log.info("is ready", extra={"teacher": name})
     try:
         await Scorer(worker=worker, teacher=teacher, name=name, examine=complaint).run()
     finally:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,13 +36,14 @@ from common import bus as buses
 from common.bus.embedded import EmbeddedServer
 from common.bus.redis_client import RedisClient
 from common.config import RunConfig, load_config
+from common.pulse import Report
 
 _MODELS = ROOT / "examples/arithmetic/models"
 _BATCH = 64
 _STALENESS = 15
 _LEASE_TOKENS = 8192
 _SETTLE_S = 2.0
-_PATIENCE_S = 30.0
+_PATIENCE_S = 45.0
 Values = dict[str, Any]
 
 
@@ -82,7 +83,7 @@ class Bench:
         before = len(self._fleet.members)
         joined = [await self._joined(one) for one in await self._fleet.grow(count)] if count > before else []
         left = [asdict(departure) for departure in await self._fleet.shrink(count)] if count < before else []
-        await asyncio.sleep(_SETTLE_S)
+        await self._settle()
         return {"change": "−" if left else "+" if before else "", "joined": joined, "left": left, **await self._measured(count)}
 
     async def _joined(self, one: Scorer) -> Values:
@@ -93,26 +94,37 @@ class Bench:
         return {"start": one.up - one.started, "share": self._load.seen.first[one.name] - one.up}
 
     async def _measured(self, count: int) -> Values:
+        """Rates are those of the scorers: what they handed off between two of their own reports."""
         seen, names = self._load.seen, [one.name for one in self._fleet.members]
-        began, idle, by, server = time.monotonic(), seen.idle_s, seen.by.copy(), _cpu_s(self._server_pid)
-        reports = await self._fleet.reports()
+        began, idle, server, before = time.monotonic(), seen.idle, _cpu_s(self._server_pid), await self._fleet.reports()
         await asyncio.sleep(self._seconds)
-        elapsed, mine = time.monotonic() - began, {name: seen.by[name] - by[name] for name in names}
-        done = sum((seen.by - by).values())
+        elapsed, idle, server = time.monotonic() - began, seen.idle - idle, _cpu_s(self._server_pid) - server
         after = await self._fleet.reports()
-        cpu = sum(after[name].process_s - reports[name].process_s for name in names)
-        ideal = min(count * ideal_rate(TOKENS), self._learner_rate)
+        rates = [_per_second(before[name], after[name], lambda report: report.counters["samples"]) for name in names]
+        cpu = sum(_per_second(before[name], after[name], lambda report: report.process_s) for name in names)
+        rate, ideal = sum(rates), min(count * ideal_rate(TOKENS), self._learner_rate)
         return {
             "scorers": count,
-            "rate": done / elapsed,
+            "rate": rate,
             "ideal": ideal,
-            "share": done / elapsed / ideal,
-            "idle": (seen.idle_s - idle) / elapsed,
-            "evenness": min(mine.values()) * count / max(1, done),
-            "backlog": await self._fleet.backlog(),
-            "scorer_ms": 1e3 * cpu / max(1, done),
-            "server_ms": 1e3 * (_cpu_s(self._server_pid) - server) / max(1, done),
+            "share": rate / ideal,
+            "idle": idle / elapsed,
+            "evenness": min(rates) * count / rate,
+            "backlog": (await self._fleet.waiting())[0],
+            "scorer_ms": 1e3 * cpu / rate,
+            "server_ms": 1e3 * server / elapsed / rate,
         }
+
+    async def _settle(self) -> None:
+        """A moment, and until the learner has worked off what was scored before."""
+        await asyncio.sleep(_SETTLE_S)
+        limit = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < limit and (await self._fleet.waiting())[1] > _BATCH:  # noqa: ASYNC110 - others' progress
+            await asyncio.sleep(0.1)
+
+
+def _per_second(before: Report, after: Report, value: Callable[[Report], float]) -> float:
+    return (value(after) - value(before)) / (after.at - before.at)
 
 
 def cpu_name() -> str:

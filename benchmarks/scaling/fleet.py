@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from common.bus.base import Bus, rollouts
+from common.bus.base import SCORED, Bus, rollouts
 from common.bus.redis_client import RedisClient
 from common.config import RunConfig
 from common.errors import BusError
@@ -21,6 +23,7 @@ from deploy.roles import RoleSpec, environment
 
 _LOOK_S = 0.02
 _DEADLINE_S = 120.0
+_READY = re.compile(r"^(\S+ \S+) .*is ready", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -29,9 +32,10 @@ class Scorer:
 
     port: int
     process: Process
+    log: Path
     started: float
     name: str = ""
-    up: float = 0.0  # from here on its teacher may be asked: the last report in which it was not
+    up: float = 0.0  # from here on it leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ class Fleet:
         urls = json.dumps([f"http://127.0.0.1:{port}"])
         command = spec.command(self._file, "--set", f"teachers.{next(iter(self._config.teachers))}.urls={urls}")
         log = self._config.directory / "logs" / f"scorer-{port}.log"
-        return Scorer(port, Process.start(command, log=log, environment=environment(self._config), nice=0), time.time())
+        log.unlink(missing_ok=True)
+        return Scorer(port, Process.start(command, log=log, environment=environment(self._config), nice=0), log, time.time())
 
     async def shrink(self, count: int) -> list[Departure]:
         """SIGTERM for the youngest; returns when they are gone."""
@@ -103,10 +108,11 @@ class Fleet:
         consumers = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
         return {consumer[b"name"].decode(): int(consumer[b"pending"]) for consumer in consumers}
 
-    async def backlog(self) -> int:
-        """Rollouts that no scorer holds."""
+    async def waiting(self) -> tuple[int, int]:
+        """Rollouts that no scorer holds, and scored ones that the learner does not."""
         state = await self._bus.state()
-        return state.backlog.get(self._topic, 0) - state.leased.get(self._topic, 0)
+        waiting = [state.backlog.get(topic, 0) - state.leased.get(topic, 0) for topic in (self._topic, SCORED)]
+        return waiting[0], waiting[1]
 
     async def _until(self, holds: Callable[[Mapping[str, Report]], bool]) -> None:
         limit = time.monotonic() + _DEADLINE_S
@@ -124,12 +130,11 @@ class Fleet:
 
 
 def _is_up(one: Scorer, reports: Mapping[str, Report]) -> bool:
+    """As its own log has it: reports come too rarely."""
     mine = next((report for report in reports.values() if report.pid == one.process.pid), None)
-    if mine is None:
+    ready = _READY.findall(one.log.read_text())
+    if mine is None or not ready:
         return False
     one.name = mine.name
-    if mine.state.startswith(("starting", "loads")):
-        one.up = mine.at
-        return False
-    one.up = one.up or mine.started
-    return "rollouts" in mine.waiting or "teacher" in mine.waiting
+    one.up = datetime.strptime(ready[-1], "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+    return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,9 +32,14 @@ class Seen:
 
     applied: int = 0
     idle_s: float = 0.0
+    idle_since: float = 0.0  # 0: it has a batch
     twice: int = 0
-    by: Counter[str] = field(default_factory=Counter)  # scorer -> samples
     first: dict[str, float] = field(default_factory=dict)  # scorer -> unix time of its first sample
+
+    @property
+    def idle(self) -> float:
+        """Seconds, with those of a wait that has not ended."""
+        return self.idle_s + (time.monotonic() - self.idle_since if self.idle_since else 0.0)
 
 
 class Load:
@@ -66,9 +70,9 @@ class Load:
         while self._cursor < self._config.window:
             await self._admit()
         while True:
-            began = time.monotonic()
+            self.seen.idle_since = time.monotonic()
             batch = await self._batches.get()
-            self.seen.idle_s += time.monotonic() - began
+            self.seen.idle_s, self.seen.idle_since = self.seen.idle, 0.0
             due = time.monotonic() + self._step_s
             self.seen.applied += await self._learner.settle(_TERM, batch)
             await self._admit()
@@ -98,7 +102,6 @@ class Load:
             assert len(sample.scores[0].logprobs) == RESPONSE
             self.seen.twice += lease.seq in self._seqs
             self._seqs.add(lease.seq)
-            self.seen.by[lease.by] += 1
             self.seen.first.setdefault(lease.by, time.time())
 
 

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from common.config.cluster import ClusterSection
 from common.config.sections import (
     OPERATIONAL,
     BusSection,
-    ClusterSection,
     DataSection,
     EvaluationSection,
     LearnerSection,

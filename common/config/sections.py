@@ -262,20 +262,3 @@ class ServiceSection(Section):
     """How often `reflux run` restarts a role that makes no progress in between."""
     torch_threads: Positive = operational(1)
     """Threads per process."""
-
-
-class ClusterSection(Section):
-    """What `reflux up --ray` reserves; fractions share a device."""
-
-    learner_cpus: float = operational(1.0, ge=0)
-    """CPUs of each rank."""
-    learner_gpus: float = operational(0.0, ge=0)
-    """GPUs of each rank."""
-    producer_cpus: float = operational(1.0, ge=0)
-    """CPUs of a producer."""
-    producer_gpus: float = operational(0.0, ge=0)
-    """GPUs of a producer."""
-    scorer_cpus: float = operational(1.0, ge=0)
-    """CPUs of a scorer."""
-    scorer_gpus: float = operational(0.0, ge=0)
-    """GPUs of a scorer."""

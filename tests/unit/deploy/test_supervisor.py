@@ -50,7 +50,7 @@ class Stage:
             self.progress += moving
             return self.progress
 
-        return Supervisor(specs=specs, spawn=self.spawn, progress=progress, say=self.said.append, budget=budget, drain_s=0.0)
+        return Supervisor(specs=lambda: specs, spawn=self.spawn, progress=progress, say=self.said.append, budget=budget, drain_s=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +120,41 @@ async def test_a_cancelled_supervisor_leaves_no_process_behind() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert learner.signals[0] == signal.SIGTERM
+
+
+async def test_who_is_wanted_later_is_started_and_who_is_wanted_no_more_drains() -> None:
+    first, second, wanted = FakeProcess(-15, "terminated"), FakeProcess(), [LEARNER, SCORER]
+    stage = Stage(learner=[FakeProcess(0, polls=300)], scorer=[first, second])
+    supervisor = stage.supervisor()
+    supervisor.specs = lambda: wanted
+    task = asyncio.create_task(supervisor.run(asyncio.Event()), name="supervisor")
+    async with asyncio.timeout(60):
+        while len(stage.spawned) < 2:
+            await asyncio.sleep(0.001)
+        wanted.append(RoleSpec("scorer", 1, 3))
+        while len(stage.spawned) < 3:
+            await asyncio.sleep(0.001)
+        wanted.remove(SCORER)
+        while not first.signals:
+            await asyncio.sleep(0.001)
+        assert (await task).how == "finished"
+    assert first.signals == [signal.SIGTERM]
+    assert stage.spawned == [("learner", False), ("scorer", False), ("scorer", False)]
+    assert stage.said == []  # no death
+
+
+async def test_who_is_wanted_no_more_and_does_not_drain_is_killed() -> None:
+    deaf, wanted = FakeProcess(deaf=True), [LEARNER, SCORER]
+    stage = Stage(learner=[FakeProcess()], scorer=[deaf])
+    supervisor, stopping = stage.supervisor(), asyncio.Event()
+    supervisor.specs = lambda: wanted
+    task = asyncio.create_task(supervisor.run(stopping), name="supervisor")
+    async with asyncio.timeout(60):
+        while len(stage.spawned) < 2:
+            await asyncio.sleep(0.001)
+        wanted.remove(SCORER)
+        while signal.SIGKILL not in deaf.signals:
+            await asyncio.sleep(0.001)
+        stopping.set()
+        await task
+    assert deaf.signals[:2] == [signal.SIGTERM, signal.SIGKILL]

@@ -91,7 +91,10 @@ def test_every_teacher_gets_its_scorers(make: Make, tmp_path: Path) -> None:
     teachers = {name: {"path": str(tmp_path / "teacher")} for name in ("a", "b")}
     specs = role_specs(make(teachers=teachers, scorer={"count": 2}, producer={"count": 3}))
     assert [spec.name for spec in specs] == ["learner-0", *(f"producer-{n}" for n in range(3)), *(f"scorer-{n}" for n in range(4))]
-    assert [spec.arguments for spec in specs if spec.role == "scorer"] == [("--teacher", name) for name in ("a", "a", "b", "b")]
+    assert [spec.arguments for spec in specs if spec.role == "scorer"] == [("--teacher", name) for name in ("a", "b", "a", "b")]
+    fewer = role_specs(make(teachers=teachers, scorer={"count": 2}, producer={"count": 3}), {"a": 3, "b": 1})
+    named = [(spec.name, spec.arguments[1]) for spec in fewer[4:]]
+    assert named == [("scorer-0", "a"), ("scorer-1", "b"), ("scorer-2", "a"), ("scorer-4", "a")]
 
 
 def test_a_fixed_metrics_port_is_the_first_of_as_many_as_there_are_processes(make: Make) -> None:
