@@ -45,6 +45,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     calls: Mapping[str, Callable[[], int]] = {
         "run": lambda: _run(config, arguments),
         "up": lambda: commands.up(config, arguments.target, ray=arguments.ray, fresh=arguments.fresh),
+        "preflight": lambda: commands.preflight(config),
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
         "replay": lambda: commands.replay(config),
@@ -62,7 +63,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from deploy import commands
 
-    return commands.run(config, arguments.target, fresh=arguments.fresh, take_over=arguments.take_over, dry_run=arguments.dry_run)
+    how = {name: getattr(arguments, name) for name in ("fresh", "take_over", "dry_run", "skip_preflight")}
+    return commands.run(config, arguments.target, **how)
 
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:

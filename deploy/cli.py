@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run, or resume, everything on this machine"))
     _add_up(commands.add_parser("up", help="the same with the roles as actors of a Ray cluster"))
     for name, text in (
+        ("preflight", "ask everything that a run would need, and start nothing"),
         ("status", "what a run does now, or how it ended"),
         ("audit", "prove from the journal that every sample had its effect exactly once"),
         ("replay", "train again from the journal and compare every loss, bit for bit"),
@@ -107,6 +108,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_counts(parser)
     parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
     parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
+    parser.add_argument("--skip-preflight", action="store_true", help="start although the checks at the start would refuse")
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")
 
 

@@ -29,7 +29,7 @@ _UNWRAPPED = 1000
 """Columns in a pipe: whoever reads it there wants whole lines."""
 
 
-def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_run: bool) -> int:
+def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_run: bool, skip_preflight: bool = False) -> int:
     """`reflux run`."""
     from deploy.local import run_async
     from deploy.screen import open_screen
@@ -39,7 +39,7 @@ def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_ru
         return _dry_run(config, console)
     was_finished = not fresh and RunDirectory(config.directory).result.exists()
     with open_screen(console, config.run.name, config.learner.steps) as screen:
-        result = asyncio.run(run_async(config, screen=screen, fresh=fresh, take_over=take_over))
+        result = asyncio.run(run_async(config, screen=screen, fresh=fresh, take_over=take_over, skip_preflight=skip_preflight))
     _tell(result, f"reflux run {target}", was_finished=was_finished, console=console)
     return 0
 
@@ -93,6 +93,13 @@ def _dry_run(config: RunConfig, console: Console) -> int:
 async def _answers(config: RunConfig) -> None:
     async with buses.connect(config, name=_name(), role="observer") as bus:
         await bus.state()
+
+
+def preflight(config: RunConfig) -> int:
+    """`reflux preflight`: exit code 1 where something is wrong."""
+    from deploy.preflight.command import show_preflight
+
+    return show_preflight(config, Console(width=None if sys.stdout.isatty() else _UNWRAPPED))
 
 
 def status(config: RunConfig) -> int:

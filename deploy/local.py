@@ -58,7 +58,13 @@ def run(config: RunConfig, *, fresh: bool = False) -> Result:
 
 
 async def run_async(
-    config: RunConfig, *, screen: Screen, fresh: bool = False, take_over: bool = False, spawn: Spawn | None = None
+    config: RunConfig,
+    *,
+    screen: Screen,
+    fresh: bool = False,
+    take_over: bool = False,
+    skip_preflight: bool = False,
+    spawn: Spawn | None = None,
 ) -> Result:
     """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live; `spawn`
     starts a role elsewhere than as a process of this one, and there as many scorers as [cluster] allows."""
@@ -66,7 +72,8 @@ async def run_async(
         if fresh:
             await _forget(config, force=take_over)
             _move_aside(config.directory, screen)
-        preflight(config)
+        if not skip_preflight:
+            preflight(config)
         directory = RunDirectory(config.directory)
         values = directory.finished()
         if values is not None:

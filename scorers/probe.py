@@ -84,18 +84,22 @@ async def open_checked(config: RunConfig, name: str, pulse: Pulse) -> tuple[Teac
     alike, plain_ids = await asyncio.to_thread(_before_loading, config, name, pulse)
     teacher = await asyncio.to_thread(_timed, open_teacher, config, name, pulse)
     sequences = probe_sequences(plain_ids)
-    if config.teachers[name].allow_inert:
+    try:
+        if not config.teachers[name].allow_inert:
+            await _check(config, name, teacher, plain_ids, pulse, alike=alike)
         return teacher, Examination(name, teacher, sequences, await teacher.score(sequences))
+    except BaseException:
+        await teacher.aclose()
+        raise
+
+
+async def _check(config: RunConfig, name: str, teacher: Teacher, plain_ids: Sequence[int], pulse: Pulse, *, alike: bool) -> None:
     student = await asyncio.to_thread(_timed, open_student, config, name, pulse) if alike else None
     try:
         await check_teacher(name, teacher, student, plain_ids)
-    except ConfigError:
-        await teacher.aclose()
-        raise
     finally:
         if student is not None:
             await student.aclose()
-    return teacher, Examination(name, teacher, sequences, await teacher.score(sequences))
 
 
 def _before_loading(config: RunConfig, name: str, pulse: Pulse) -> tuple[bool, list[int]]:

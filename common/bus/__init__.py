@@ -90,7 +90,19 @@ async def _embedded(path: Path, limit: float) -> Address:
     raise BusUnreachable(f"{path} does not appear: start `reflux run` for this run first, or set bus.url to a server's address")
 
 
-async def _check_server(client: RedisClient, connect_timeout_s: float, max_bytes: int) -> None:
+async def server_facts(config: RunConfig, *, timeout_s: float) -> dict[str, str]:
+    """What INFO of the server at bus.url says; raises BusError where it is none for this run."""
+    from common.bus.redis_client import RedisClient
+
+    login = login_of(config.bus, config.run.name, "observer")
+    client = RedisClient(config.bus.url, outage_timeout_s=timeout_s, login=login)
+    try:
+        return await _check_server(client, timeout_s, config.bus.max_bytes)
+    finally:
+        await client.aclose()
+
+
+async def _check_server(client: RedisClient, connect_timeout_s: float, max_bytes: int) -> dict[str, str]:
     reply: bytes = await client.command("INFO", outage_timeout_s=connect_timeout_s)
     facts = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", reply.decode(), re.MULTILINE))
     version = tuple(int(part) for part in facts.get("redis_version", "6.2").split(".")[:2])
@@ -106,3 +118,4 @@ async def _check_server(client: RedisClient, connect_timeout_s: float, max_bytes
         raise BusError(
             f"the server at {client.address} may evict samples (maxmemory-policy {facts['maxmemory_policy']}): set it to noeviction"
         )
+    return facts

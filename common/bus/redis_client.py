@@ -39,7 +39,7 @@ from redis.exceptions import TimeoutError as LateAnswer
 
 from common.bus.answer_limit import parser_with
 from common.bus.login import Login
-from common.errors import BusError, BusFull, BusUnreachable, LearnerActive, RefluxError, Superseded
+from common.errors import BusError, BusFull, BusUnreachable, ConfigError, LearnerActive, RefluxError, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class RedisClient:
         try:
             self._pool = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, socket_connect_timeout=None, **options)
         except ValueError as error:
-            raise BusError(f"bus.url = {shown(url)!r} cannot be used: write redis://, rediss:// or unix://") from error
+            raise ConfigError(f"bus.url = {shown(url)!r} cannot be used: write redis://, rediss:// or unix://") from error
         self._free: list[Connection] = []
         self._outage_timeout_s = outage_timeout_s
         self._overdue = overdue

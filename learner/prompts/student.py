@@ -16,10 +16,11 @@ from common.errors import ConfigError
 
 
 class Student:
-    """A Hugging Face model directory."""
+    """A Hugging Face model directory. `who` it belongs to stands in messages about its tokenizer and template."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, who: str = "the student") -> None:
         self.directory = directory
+        self._who = who
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -102,11 +103,11 @@ class Student:
         from jinja2 import TemplateError
 
         if getattr(self.tokenizer, "chat_template", None) is None:
-            raise ConfigError(f"{where} has `messages`, but the student's tokenizer has no chat template: use `prompt` instead")
+            raise ConfigError(f"{where} has `messages`, but {self._who}'s tokenizer has no chat template: use `prompt` instead")
         try:
             text: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{where}: the student's chat template refuses its `messages`: {_first_line(error)}") from None
+            raise ConfigError(f"{where}: {self._who}'s chat template refuses its `messages`: {_first_line(error)}") from None
         return text
 
 

@@ -9,7 +9,7 @@ import redis
 
 from common.bus import connect_url
 from common.bus.embedded import EmbeddedServer
-from common.errors import BusError, BusUnreachable
+from common.errors import BusError, BusUnreachable, ConfigError
 
 pytestmark = pytest.mark.redis
 
@@ -43,6 +43,6 @@ async def test_nobody_there_is_said_after_the_connect_timeout(url: str) -> None:
 
 
 async def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(BusError, match="write redis://, rediss:// or unix://"):
+    with pytest.raises(ConfigError, match="write redis://, rediss:// or unix://"):
         async with connect_url("http://host:6379", run="r", name="w", lease_s=1, outage_timeout_s=1):
             pass

@@ -1,0 +1,39 @@
+"""What a learner rank needs, by calculation: an orientation, not a promise."""
+
+from __future__ import annotations
+
+from common.config import RunConfig
+from learner.megatron.architecture import Architecture
+
+_STATE = 16
+"""Bytes per parameter: fp32 weight and gradient, Adam's two moments."""
+_FLOAT = 4
+_LOGITS = 150 << 20
+"""The output layer works in chunks of this, whatever the vocabulary (docs/benchmarks.md)."""
+_PROCESS = 600 << 20
+"""Python with torch and Megatron-core."""
+
+
+def parameters(a: Architecture) -> int:
+    """How many numbers the model has."""
+    attention = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
+    layer = attention + 3 * a.hidden * a.intermediate + 2 * a.hidden
+    return a.layers * layer + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
+
+
+def learner_bytes(config: RunConfig, a: Architecture) -> int:
+    """Of one rank: its share of the model's state, and the activations of one micro-batch."""
+    learner = config.learner
+    layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * a.intermediate + 4 * a.head_dim * (a.heads + a.kv_heads)
+    tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
+    return (_STATE * parameters(a) + tokens * a.layers * layer * _FLOAT) // learner.tensor_parallel + _LOGITS + _PROCESS
+
+
+def memory_here() -> tuple[int, str]:
+    """Free bytes where a rank on this machine would work, and what that is."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
+    return psutil.virtual_memory().available, "this machine"

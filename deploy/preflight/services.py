@@ -1,0 +1,137 @@
+"""Checks on what answers: the Redis-protocol server, the weight store, the disk, and every SGLang server by one tiny request."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common import bus as buses
+from common.bus.embedded import find_server
+from common.config import RunConfig
+from common.errors import Rejected
+from common.messages import Version
+from common.pulse import Pulse
+from common.sglang.keys import read_keys
+from common.sglang.pool import PROVED, Limits, ServerPool
+from common.sglang.reply import BadReply, parse_sampled
+from common.sglang.request import GenerateRequest
+from common.sglang.shape import read_shape
+from common.weights import RawTensor, open_store
+from deploy.preflight.finding import Finding, found_by
+from deploy.preflight.memory import parameters
+from learner.megatron.architecture import read_architecture
+from scorers.probe import check_tokenizers, open_checked
+
+_PATIENCE_S = 5.0
+_SKEW_S = 5.0
+_CHECKPOINT = 16
+"""Bytes per parameter: fp32 weight and master, Adam's two moments."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_NEW_TOKENS = 4
+
+
+async def check_bus(config: RunConfig) -> list[Finding]:
+    """Version, eviction, memory and clock of the run's server."""
+    if not config.bus.url:
+        return [Finding("server", "ok", f"embedded: {find_server().name}")]
+    before = time.time()
+    facts = await buses.server_facts(config, timeout_s=min(_PATIENCE_S, config.bus.connect_timeout_s))
+    here = (before + time.time()) / 2
+    says = f"Redis {facts.get('redis_version', '?')}, never evicts"
+    if facts.get("appendonly", facts.get("aof_enabled")) == "0":
+        says += "; keeps no append-only file: after its death the learner admits what is missing again"
+    skew = int(facts["server_time_usec"]) / 1e6 - here if "server_time_usec" in facts else 0.0
+    if abs(skew) > _SKEW_S:
+        return [Finding("server", "warning", f"{says}; its clock is {skew:+.0f} s off this one: synchronise them, ages and reports lie")]
+    return [Finding("server", "ok", says)]
+
+
+async def check_store(config: RunConfig) -> list[Finding]:
+    """A small version goes to the weight store and comes back."""
+    place = config.weight_directory / f".preflight-{time.time_ns():x}"
+    store = open_store(config.model_copy(update={"weights": config.weights.model_copy(update={"dir": place})}))
+    began = time.monotonic()
+    try:
+        tensor = RawTensor("F32", (2,), np.array([1.0, 2.0], np.float32).data)
+        await store.fetch(await store.put(Version(1, 0), {"probe": tensor}))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return [Finding("weight store", "ok", f"{config.weight_directory}: there and back in {1000 * (time.monotonic() - began):.0f} ms")]
+
+
+async def check_disk(config: RunConfig) -> list[Finding]:
+    """Room for the checkpoints and versions that are kept at once."""
+    count = parameters(read_architecture(config.model.student))
+    versions = (config.weights.keep + 1) * count * _BYTES.get(config.weights.dtype, 4)
+    checkpoints = (config.learner.keep_checkpoints + 1) * count * _CHECKPOINT
+    needs = [("run.dir", config.directory, checkpoints), ("weights.dir", config.weight_directory, versions)]
+    if _device(config.directory) == _device(config.weight_directory):
+        needs = [("run.dir", config.directory, checkpoints + versions)]
+    return [_room(key, place, size) for key, place, size in needs]
+
+
+def _device(place: Path) -> int:
+    return _existing(place).stat().st_dev
+
+
+def _existing(place: Path) -> Path:
+    return next(one for one in (place, *place.parents) if one.exists())
+
+
+def _room(key: str, place: Path, needs: int) -> Finding:
+    free = shutil.disk_usage(_existing(place)).free
+    says = f"{key}: {free / 1e9:.1f} GB free, checkpoints and weights take about {needs / 1e9:.1f} GB"
+    if free < needs:
+        return Finding("disk", "error", f"{says}: make room, or lower learner.keep_checkpoints and weights.keep")
+    return Finding("disk", "ok", says)
+
+
+async def check_teacher(config: RunConfig, name: str) -> list[Finding]:
+    """Probe sequences are scored: by the teacher here, or by each of its servers for itself."""
+    section = config.teachers[name]
+    if section.kind == "torch":
+        return await _scored(config, name, f"teacher {name}")
+    found = []
+    for url in section.urls:
+        alone = section.model_copy(update={"urls": (url,), "unreachable_s": _PATIENCE_S})
+        one = config.model_copy(update={"teachers": {**config.teachers, name: alone}})
+        subject = f"teacher {name} at {url}"
+        found += await found_by(subject, partial(_scored, one, name, subject))
+    return found
+
+
+async def _scored(config: RunConfig, name: str, subject: str) -> list[Finding]:
+    teacher, _ = await open_checked(config, name, Pulse())
+    await teacher.aclose()
+    return [Finding(subject, "ok", "scores the probe: finite, not uniform, not the student's")]
+
+
+async def check_students(config: RunConfig) -> list[Finding]:
+    """Each of the student's servers answers a tiny prompt; its weights stay as they are."""
+    prompt = check_tokenizers(config, next(iter(config.teachers)))[:_NEW_TOKENS]
+    found = []
+    for url in config.producer.urls:
+        found += await found_by(f"student at {url}", partial(_sampled, config, url, prompt))
+    return found
+
+
+async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Finding]:
+    shape = read_shape(config.model.student)
+    limits = Limits(config.producer.in_flight_tokens, 0, config.producer.deadline_s, _PATIENCE_S)
+    pool = ServerPool(who=f"the student at {url}", urls=[url], keys=read_keys(config.producer, "producer"), limits=limits, shape=shape)
+    request = GenerateRequest(np.array(prompt, np.int32), _NEW_TOKENS)
+    try:
+        server, reply = await pool.ask(request)
+        answer = parse_sampled(reply, request, shape.vocabulary)
+        version = await server.software()
+    except (BadReply, Rejected) as error:
+        return [Finding(f"student at {url}", "error", str(error))]
+    finally:
+        await pool.aclose()
+    says = f"SGLang {version or '?'} answers with {len(answer.ids)} log-probabilities"
+    untested = "" if version == PROVED else f"; only {PROVED} is tested"
+    return [Finding(f"student at {url}", "ok", says + untested)]
