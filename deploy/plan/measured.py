@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any  # JSON values
 
@@ -23,6 +24,7 @@ _ENOUGH_LENGTHS = 4096
 _ALONE = 0.06
 """Of a torch engine's rate with all slots, what it reaches with one answer (benchmarks/bench_engine.py --slots 1 128)."""
 _FIRST_TOKEN = re.compile(r"samples with new weights  term=(\d+) step=(\d+) at=([\d.]+)")
+_ON_SERVER = re.compile(r"^(\S+ \S+) .*server has new weights .*label=t(\d+)-s(\d+)-", re.MULTILINE)
 _APART = ("startup", "checkpoint")
 _MATHS = {"learner": ("forward", "backward", "optimizer"), "producer": ("prefill", "decode"), "scorer": ("forward",)}
 
@@ -38,11 +40,11 @@ def measured(config: RunConfig) -> dict[str, Any]:
             f"{config.directory} has no measurements yet: they are written when the run ends (give --rates, or --from-run a finished one)"
         )
     values: dict[str, Any] = {"answers": _answers(directory, result), "server_s": _server_s(result)}
+    values["weights"] = _publication(directory)
     values["learner"] = _rate(result, "learner", result["processed_tokens"])
     if config.producer.kind == "torch":
         values["student"] = _rate(result, "producer", result["tokens"] + _evaluated(result))
         values["student"] |= {"alone_tokens_per_s": values["student"]["tokens_per_s"] * _ALONE} if values["student"] else {}
-        values["weights"] = _publication(directory)
     if all(teacher.kind == "torch" for teacher in config.teachers.values()):
         values["teacher"] = _rate(result, "scorer", result["processed_tokens"])
     return {name: value for name, value in values.items() if value}
@@ -100,5 +102,8 @@ def _logs(root: Path) -> Iterator[Path]:
 
 
 def _first_tokens(log: Path) -> Iterator[tuple[tuple[int, int], float]]:
-    for term, step, at in _FIRST_TOKEN.findall(log.read_text(errors="replace")):
+    text = log.read_text(errors="replace")
+    for term, step, at in _FIRST_TOKEN.findall(text):
         yield (int(term), int(step)), float(at)
+    for at, term, step in _ON_SERVER.findall(text):
+        yield (int(term), int(step)), datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
