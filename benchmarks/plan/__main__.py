@@ -3,8 +3,8 @@
 Every row is a real run of the example (own processes, Redis, journal, Megatron) whose students and teachers are servers with the service
 times of a device and whose learner sleeps through the rest of a device's step, so that the machine's cores decide nothing. The plan is told
 the servers' times as they were set; the learner's mean step, the publications' latency and the answers' lengths come from the run, its
-throughput never does. Throughput is counted from the step at which the plan begins to count. --write-docs puts the table into docs/plan.md, the
-figures into docs/plan.json.
+throughput never does. Throughput is counted from the step at which the plan begins to count. --write-docs puts the table into docs/plan.md,
+the figures into docs/plan.json.
 """
 
 import argparse

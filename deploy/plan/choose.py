@@ -15,9 +15,9 @@ from deploy.plan.rates import Rates
 from deploy.plan.simulate import Layout, Outcome, Setting, simulate
 
 GOAL = 0.95
-_AS_GOOD = 0.98
+_AS_GOOD = 0.95
 _MOST = 512
-_MORE = 1.01  # what doubling must bring to be tried again
+_MORE = 1.1  # what doubling must bring to be tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,12 @@ def _roomy(setting: Setting, outcome: Callable[[Layout], Outcome]) -> Layout:
 
 def _by_rates(setting: Setting) -> Layout:
     """As many as could feed a learner that never waits, were nothing ever waited for."""
-    rates, config, one = setting.rates, setting.config, outcome_tokens(setting)
+    rates, config, one = setting.rates, setting.config, float(setting.lengths.mean())
     batch = config.learner.batch_size
     step_s = rates.learner.step_s + batch * (one + rates.answers.prompt_tokens) / rates.learner.tokens_per_s
     producers = batch * one / step_s / rates.student.tokens_per_s
     scorers = batch * (one + rates.answers.prompt_tokens) / step_s / rates.teacher.tokens_per_s / len(config.teachers)
     return Layout(min(_MOST, ceil(producers)), min(_MOST, ceil(scorers)))
-
-
-def outcome_tokens(setting: Setting) -> float:
-    """Mean answer tokens."""
-    from deploy.plan.lengths import draw
-
-    return float(draw(setting.rates.answers, setting.config.sampling.max_new_tokens, 4096, setting.seed).mean())
 
 
 def _least(most: int, enough: Callable[[int], bool]) -> int:

@@ -1,7 +1,7 @@
 """A simulated producer: leases as producers/service.py does, joins as the torch engine's scheduler does, swaps weights between two steps.
 
 With n answers in flight a decode step takes `fixed + each · n` seconds. Between two events all of them advance together, so that a
-step costs nothing here: the engine jumps to the next end of an answer, at most PATIENCE steps on.
+step costs nothing here: the engine jumps to the next end of an answer, at most `jump` steps on, within which nobody new can join.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Engine:
 
     slots: int
     refill: int
+    jump: int
     fixed: float  # seconds of a decode step …
     each: float  # … and for each answer in it
     fetch_s: float
@@ -90,7 +91,7 @@ class Producer:
             self._join()
             active = len(self._answers.ends)
             if active:
-                steps = max(1, min(self._answers.ends[0][0] - self._answers.done, PATIENCE))
+                steps = max(1, min(self._answers.ends[0][0] - self._answers.done, self._engine.jump))
                 yield from self._busy.work(steps * (self._engine.fixed + self._engine.each * active))
                 self._advance(steps)
             elif not self._queue:

@@ -52,7 +52,7 @@ def sentences(config: RunConfig, plan: Plan) -> Iterator[str]:
     best = plan.best
     yield f"take {_keys(config, plan)}: the learner is busy {best.learner_busy:.0%} of the time, {_number(best.samples_per_s)} samples/s"
     if not plan.reached:
-        most = f"{plan.ceiling:.0%} at best; this is the smallest within 2 % of that"
+        most = f"{plan.ceiling:.0%} at best; this is the smallest within 5 % of that"
         yield f"no layout keeps it {GOAL:.0%} busy ({most}): {_why(config, plan)}"
     shares = " · ".join(f"{lag}: {share:.1%}" for lag, share in best.staleness.items())
     yield f"staleness of trained tokens there: {shares}; {best.mixed:.0%} of the answers are sampled by more than one version"

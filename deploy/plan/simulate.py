@@ -14,15 +14,15 @@ import simpy
 
 from common.config import RunConfig
 from deploy.plan.learner import Learner, Pace
-from deploy.plan.lengths import draw
+from deploy.plan.lengths import Lengths, draw
 from deploy.plan.machine import Machine
-from deploy.plan.producer import Engine, Producer
+from deploy.plan.producer import PATIENCE, Engine, Producer
 from deploy.plan.rates import Rates
 from deploy.plan.scorer import Scorer, Teacher
 from deploy.plan.sizes import sizes_of
 from deploy.plan.world import Busy, Log, Sizes, Topic, Traffic, World
 
-_MEASURED_SAMPLES = 3840
+_MEASURED_SAMPLES = 2560
 _LENGTHS = 4096
 _STANDSTILL_S = 1e7  # of simulated time: nothing real takes longer
 
@@ -43,7 +43,8 @@ class Setting:
     rates: Rates
     sizes: Sizes
     version_bytes: int
-    seed: int = 1
+    lengths: Lengths
+    """Of answers, by seq; they repeat."""
 
     @property
     def steps(self) -> int:
@@ -67,11 +68,11 @@ class Setting:
         section = self.config.producer
         return section.slots if section.kind == "torch" else max(1, ceil(section.slots * section.count / producers))
 
-    def lease_tokens(self, name: str, scorers: int) -> int:
-        """Tokens on one of so many scorers of a teacher; servers share what their clients have."""
-        section = self.config.scorer
-        servers = self.config.teachers[name].kind == "sglang"
-        return max(1, section.lease_tokens * section.count // scorers) if servers else section.lease_tokens
+    def scoring(self, name: str, scorers: int) -> tuple[int, float]:
+        """Processes that score for a teacher, and tokens a second of each: where servers score, `scorers` of them work on the leases of
+        scorer.count processes."""
+        rate, count = self.rates.teacher.tokens_per_s, self.config.scorer.count
+        return (count, rate * scorers / count) if self.config.teachers[name].kind == "sglang" else (scorers, rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Outcome:
 
 def setting_of(config: RunConfig, rates: Rates, version_bytes: int, seed: int) -> Setting:
     """With the message sizes of this configuration."""
-    return Setting(config, rates, sizes_of(config, rates.answers.prompt_tokens), version_bytes, seed)
+    lengths = draw(rates.answers, config.sampling.max_new_tokens, _LENGTHS, seed)
+    return Setting(config, rates, sizes_of(config, rates.answers.prompt_tokens), version_bytes, lengths)
 
 
 def simulate(setting: Setting, layout: Layout) -> Outcome:
@@ -114,9 +116,9 @@ def simulate(setting: Setting, layout: Layout) -> Outcome:
     topics = {name: Topic(env) for name in config.teachers}
     world = World(env, machine, Log(env), Topic(env), topics, Topic(env), setting.sizes, Traffic())
     producers = [_producer(setting, layout, world) for _ in range(layout.producers)]
-    scorers = [_scorer(setting, layout, world, name) for name in config.teachers for _ in range(layout.scorers)]
+    scorers = [_scorer(setting, layout, world, name) for name in config.teachers for _ in range(setting.scoring(name, layout.scorers)[0])]
     learning = Busy(env, machine, config.learner.nice, setting.rates.learner.beside)
-    lengths = draw(setting.rates.answers, config.sampling.max_new_tokens, _LENGTHS, setting.seed)
+    lengths = setting.lengths
     routes = [[name] for name in config.teachers]
     learner = Learner(world, config.learner, _pace(setting), learning, lengths=lengths, routes=routes, steps=setting.steps)
     env.process(learner.intake())
@@ -172,12 +174,17 @@ def _producer(setting: Setting, layout: Layout, world: World) -> Busy:
     rates, section, slots = setting.rates, setting.config.producer, setting.slots(layout.producers)
     fixed, each = _decode_step(setting)
     load_s, fetch_s = (_or_bytes(setting, given) for given in (rates.weights.load_s, rates.weights.fetch_s))
-    engine = Engine(slots, max(1, int(section.refill_share * slots)), fixed, each, fetch_s, load_s, rates.bus_s)
+    engine = Engine(slots, max(1, int(section.refill_share * slots)), _jump(setting), fixed, each, fetch_s, load_s, rates.bus_s)
     busy = Busy(world.env, world.machine, section.nice, rates.student.beside)
     producer = Producer(world, engine, busy)
     world.env.process(producer.follow())
     world.env.process(producer.run())
     return busy
+
+
+def _jump(setting: Setting) -> int:
+    """Decode steps at once: those that newcomers wait for anyway, or a fiftieth of a long answer."""
+    return max(PATIENCE, round(float(setting.lengths.mean()) / 50))
 
 
 def _decode_step(setting: Setting) -> tuple[float, float]:
@@ -194,13 +201,12 @@ def _decode_step(setting: Setting) -> tuple[float, float]:
 
 def _scorer(setting: Setting, layout: Layout, world: World, name: str) -> Busy:
     rates, section = setting.rates, setting.config.scorer
-    budget = setting.lease_tokens(name, layout.scorers)
     teacher = Teacher(
         name=name,
-        budget=budget,
-        enough=min(budget, section.batch_tokens // 2),
+        budget=section.lease_tokens,
+        enough=min(section.lease_tokens, section.batch_tokens // 2),
         prompt=rates.answers.prompt_tokens,
-        seconds_each=1 / rates.teacher.tokens_per_s,
+        seconds_each=1 / setting.scoring(name, layout.scorers)[1],
         call_s=rates.teacher.call_s,
         bus_s=rates.bus_s,
     )
