@@ -19,7 +19,7 @@ from common.config.sections import LearnerSection
 from common.messages import Completion, Rollout, Sampling, ScoredRollout, Span, StepRecord, Ticket, Version
 from deploy.plan.lengths import Lengths
 from deploy.plan.world import Busy, Process, Sample, World
-from learner.batch import Held, form, record_of, samples_of
+from learner.batch import Formed, Held, form, record_of, samples_of
 from learner.feeder import Window
 from learner.line import Line
 
@@ -138,16 +138,15 @@ class Learner:
                 yield preparing
 
     def _prepare(self) -> Process:
-        section = self._section
         while True:
-            formed = form(self._held, self._line, size=section.batch_size, max_staleness=section.max_staleness, straggler=section.straggler)
+            formed = self._formed()
             for one in formed.again:
                 self._sample_again(self._held.pop(one.seq))
             if formed.batch:
                 break
             self._taken = self._rung(self._taken)
             yield self._arrived
-        record = record_of(formed.batch, self._line, section.max_staleness)
+        record = record_of(formed.batch, self._line, self._section.max_staleness)
         self._line.apply(record)
         for one in formed.batch:
             del self._held[one.seq]
@@ -157,6 +156,13 @@ class Learner:
         for one in formed.batch:
             self._world.traffic.change(_sample_of(one), 0, self._world.env.now)
         return record, [one.scored for one in formed.batch]
+
+    def _formed(self) -> Formed:
+        """Asked only where it can be a batch: the product asks at every arrival, which costs time and changes nothing."""
+        section = self._section
+        if len(self._held) < section.batch_size:
+            return Formed()
+        return form(self._held, self._line, size=section.batch_size, max_staleness=section.max_staleness, straggler=section.straggler)
 
     def _take(self, record: StepRecord, scored: list[ScoredRollout]) -> Process:
         tokens = sum(len(one.rollout.completion.response_ids) for one in scored)
