@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-staleness bench-scaling soak example-models docs constraints
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-staleness bench-scaling soak example-models docs constraints
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,6 +54,9 @@ bench: setup ## tokens per CPU-second of each stage, overheads, publish latency
 
 bench-peer: setup ## Reflux beside TRL's DistillationTrainer, same models, prompts and samples
 	$(BIN)/python -m benchmarks.peer $(ARGS)
+
+bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; ARGS=--write-docs)
+	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 bench-staleness: setup ## pass@1 at forced lags, two losses, three seeds
 	$(BIN)/python -m benchmarks.staleness $(ARGS)

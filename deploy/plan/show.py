@@ -73,6 +73,9 @@ def _why(config: RunConfig, plan: Plan) -> str:
         return f"{plan.rates.cores} shared cores are {plan.best.cores_busy:.0%} busy, more workers only divide them"
     if config.learner.max_staleness == 0:
         return "at learner.max_staleness = 0 it waits for sampling and scoring after every step; 1 lets them overlap"
+    slots = config.producer.slots * config.producer.count
+    if config.producer.kind == "sglang" and slots < config.window:
+        return f"producer.slots lets {slots} answers be sampled at once, the window has {config.window}: raise it, where memory allows"
     return (
         f"what is in flight, (S + 1) · batch = {config.window}, is used up while the longest answers are sampled; raise "
         "learner.max_staleness or learner.batch_size"
