@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from functools import partial
@@ -51,16 +52,33 @@ async def check_bus(config: RunConfig) -> list[Finding]:
 
 
 async def check_store(config: RunConfig) -> list[Finding]:
-    """A small version goes to the weight store and comes back."""
-    place = config.weight_directory / f".preflight-{time.time_ns():x}"
-    store = open_store(config.model_copy(update={"weights": config.weights.model_copy(update={"dir": place})}))
+    """A small version goes to the weight store and comes back; one that can only be read is listed."""
+    name = f".preflight-{time.time_ns():x}"
+    here, url = config.weight_directory / name, config.weights.url
+    if url.startswith(("http://", "https://")):
+        return [Finding("weight store", "ok", f"{url} serves {len(await open_store(config).versions())} versions")]
+    place = {"url": f"{url.rstrip('/')}/{name}"} if url else {"dir": here}
+    weights = config.weights.model_copy(update={**place, "cache": here / "cache"})
     began = time.monotonic()
     try:
+        store = open_store(config.model_copy(update={"weights": weights}))
         tensor = RawTensor("F32", (2,), np.array([1.0, 2.0], np.float32).data)
         await store.fetch(await store.put(Version(1, 0), {"probe": tensor}))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-    return [Finding("weight store", "ok", f"{config.weight_directory}: there and back in {1000 * (time.monotonic() - began):.0f} ms")]
+        shutil.rmtree(here, ignore_errors=True)
+        if url:
+            await asyncio.to_thread(_remove, weights.url)
+    return [
+        Finding("weight store", "ok", f"{url or config.weight_directory}: there and back in {1000 * (time.monotonic() - began):.0f} ms")
+    ]
+
+
+def _remove(url: str) -> None:
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    if system.exists(path):
+        system.rm(path, recursive=True)
 
 
 async def check_disk(config: RunConfig) -> list[Finding]:
@@ -69,7 +87,9 @@ async def check_disk(config: RunConfig) -> list[Finding]:
     versions = (config.weights.keep + 1) * count * _BYTES.get(config.weights.dtype, 4)
     checkpoints = (config.learner.keep_checkpoints + 1) * count * _CHECKPOINT
     needs = [("run.dir", config.directory, checkpoints), ("weights.dir", config.weight_directory, versions)]
-    if _device(config.directory) == _device(config.weight_directory):
+    if config.weights.url:
+        needs = needs[:1]
+    elif _device(config.directory) == _device(config.weight_directory):
         needs = [("run.dir", config.directory, checkpoints + versions)]
     return [_room(key, place, size) for key, place, size in needs]
 

@@ -143,3 +143,9 @@ async def test_a_full_disk_and_a_small_memory_are_seen_before_the_run(tmp_path: 
     monkeypatch.setattr("deploy.preflight.models.memory_here", lambda: (1, "this machine"))
     assert only(await check_disk(config)).state == "error"
     assert "learner.recompute" in only(await check_student(config)).says
+
+
+async def test_a_store_elsewhere_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    config = configured(tmp_path, f"weights.url=file://{tmp_path / 'bucket'}")
+    assert only(await check_store(config)).state == "ok"
+    assert not [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()]
