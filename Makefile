@@ -55,7 +55,7 @@ bench: setup ## tokens per CPU-second of each stage, overheads, publish latency
 bench-peer: setup ## Reflux beside TRL's DistillationTrainer, same models, prompts and samples
 	$(BIN)/python -m benchmarks.peer $(ARGS)
 
-bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; ARGS=--write-docs)
+bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; docs/plan.md)
 	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 bench-staleness: setup ## pass@1 at forced lags, two losses, three seeds

@@ -3,14 +3,12 @@
 Every row is a real run of the example (own processes, Redis, journal, Megatron) whose students and teachers are servers with the service
 times of a device and whose learner sleeps through the rest of a device's step, so that the machine's cores decide nothing. The plan is told
 the servers' times as they were set; the learner's mean step, the publications' latency and the answers' lengths come from the run, its
-throughput never does. Throughput is counted from the step at which the plan begins to count. --write-docs puts the table into docs/plan.md,
-the figures into docs/plan.json.
+throughput never does. Throughput is counted from the step at which the plan begins to count. docs/plan.md has the tables.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # JSON values
 
+from benchmarks.plan.compare import compared, table
 from common.config import RunConfig, load_config
-from deploy.plan.measured import measured
-from deploy.plan.rates import rates_from
-from deploy.plan.show import mean_staleness
-from deploy.plan.simulate import Layout, Outcome, setting_of, simulate
-from deploy.plan.sizes import version_bytes
+from deploy.plan.measured import by_clock, measured
 from deploy.target import open_target
 from learner.directory import RunDirectory
 from learner.metrics import read_metrics
@@ -34,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/arithmetic"
 FIXED_S, EACH_S = 0.03, 0.002  # of a decode step: 9 answers of the example a second with 32 in flight
 SLOTS = 32
-PLACE = re.compile(r"(<!-- validation -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,76 +85,41 @@ def run(case: Case, steps: int) -> RunConfig:
     return config
 
 
-def planned(case: Case, config: RunConfig) -> tuple[Outcome, int]:
-    """What the plan says, and the first step that counts."""
-    lines = read_metrics(RunDirectory(config.directory).metrics)
+def rates_of(case: Case, config: RunConfig) -> dict[str, Any]:
+    """The servers' as they were set, the rest as the run measured it."""
     values = measured(config)
-    values |= {
+    return values | {
         "student": {"tokens_per_s": SLOTS / (FIXED_S + SLOTS * EACH_S), "at": SLOTS, "alone_tokens_per_s": 1 / (FIXED_S + EACH_S)},
         "teacher": {"tokens_per_s": case.rate},
-        "learner": {"tokens_per_s": 1e9, "step_s": sum(line["seconds"] for line in lines) / len(lines)},
         "weights": values.get("weights", {}) | {"load_s": 0.0},  # the stand-ins make up for the pause
     }
-    setting = setting_of(config, rates_from(values, None, ()), version_bytes(config), seed=1)
-    return simulate(setting, Layout(case.students, case.teachers)), setting.warm_up
 
 
-def compared(case: Case, config: RunConfig) -> dict[str, Any]:
-    """One row."""
-    outcome, warm_up = planned(case, config)
-    lines = read_metrics(RunDirectory(config.directory).metrics)
-    counted = lines[warm_up:]
-    real = sum(line["samples"] for line in counted) / (lines[-1]["at"] - lines[warm_up - 1]["at"])
-    trained: dict[int, int] = {}
-    for line in counted:
-        for lag, tokens in line["staleness"].items():
-            trained[int(lag)] = trained.get(int(lag), 0) + tokens
-    return {
-        "case": case.name,
-        "students": case.students,
-        "teachers": case.teachers,
-        "planned": round(outcome.samples_per_s, 2),
-        "real": round(real, 2),
-        "error": round(outcome.samples_per_s / real - 1, 4),
-        "staleness_planned": round(mean_staleness(outcome), 2),
-        "staleness_real": round(sum(lag * tokens for lag, tokens in trained.items()) / max(1, sum(trained.values())), 2),
-        "learner_busy_planned": round(outcome.learner_busy, 3),
-        "learner_busy_real": round(sum(line["seconds"] for line in counted) / (lines[-1]["at"] - lines[warm_up - 1]["at"]), 3),
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    head = (
-        "| run | students | teachers | samples/s: planned | real | error | learner busy: planned | real | mean staleness: planned | real |"
-    )
-    lines = [head, "| --- | " + " | ".join(["---:"] * 9) + " |"]
-    for row in rows:
-        cells = (row["case"], row["students"], row["teachers"], f"{row['planned']:.1f}", f"{row['real']:.1f}", f"{row['error']:+.1%}")
-        shares = (f"{row['learner_busy_planned']:.0%}", f"{row['learner_busy_real']:.0%}")
-        lines.append(f"| {' | '.join(map(str, (*cells, *shares, row['staleness_planned'], row['staleness_real'])))} |")
-    return "\n".join(lines)
+def recorded(directory: Path, cores: int) -> dict[str, Any]:
+    """A finished run of torch workers beside the plan from its own rates: shared cores, or 0 for a learner that sleeps in its steps."""
+    config = open_target(directory)
+    values = measured(config) | {"cores": cores}
+    if not cores:
+        values["learner"] = by_clock(read_metrics(RunDirectory(config.directory).metrics))
+    return compared(directory.name, config, values)
 
 
 def main() -> None:
-    """Runs, compares, writes."""
+    """Runs and compares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(CASES)), metavar="N", help="some of the runs, counted from 0")
     parser.add_argument("--again", action="store_true", help="run nothing: the plan beside the runs that lie below runs/")
-    parser.add_argument("--write-docs", action="store_true")
+    parser.add_argument("--runs", type=Path, nargs="+", default=(), metavar="RUN", help="instead: finished runs of torch workers")
+    parser.add_argument("--cores", type=int, default=0, help="with --runs: cores that the roles shared; 0 = the learner slept in its steps")
     given = parser.parse_args()
-    rows = []
-    for number in given.only:
+    rows = [recorded(directory, given.cores) for directory in given.runs]
+    for number in () if given.runs else given.only:
         case = CASES[number]
         config = open_target(ROOT / f"runs/plan-{number}") if given.again else run(case, given.steps)
-        rows.append(compared(case, config))
+        rows.append(compared(case.name, config, rates_of(case, config)))
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
-    if given.write_docs:
-        (ROOT / "docs/plan.json").write_text(json.dumps(rows, indent=1) + "\n")
-        page = ROOT / "docs/plan.md"
-        page.write_text(PLACE.sub(lambda found: f"{found[1]}{table(rows)}\n{found[2]}", page.read_text()))
 
 
 if __name__ == "__main__":

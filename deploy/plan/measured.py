@@ -1,14 +1,14 @@
 """The rates of a run that was measured: what every role's CPU did by result.json, how long its answers were by the journal.
 
-Torch workers on CPUs only: for them CPU seconds are what a worker needs however many others share its cores. Where servers sample or
-score, or CUDA computes, the run knows its lengths, but the rates must be given. Raises ConfigError where it has measured nothing.
+Torch workers: their CPU seconds are what a worker needs however many others share its cores. Where servers sample or score, the learner has
+its device for itself and is measured by the clock; the servers' rates must be given. Raises ConfigError where it has measured nothing.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any  # JSON values
@@ -41,13 +41,20 @@ def measured(config: RunConfig) -> dict[str, Any]:
         )
     values: dict[str, Any] = {"answers": _answers(directory, result), "server_s": _server_s(result)}
     values["weights"] = _publication(directory)
-    values["learner"] = _rate(result, "learner", result["processed_tokens"])
+    served = config.producer.kind == "sglang" or any(teacher.kind == "sglang" for teacher in config.teachers.values())
+    values["learner"] = by_clock(read_metrics(directory.metrics)) if served else _rate(result, "learner", result["processed_tokens"])
     if config.producer.kind == "torch":
         values["student"] = _rate(result, "producer", result["tokens"] + _evaluated(result))
         values["student"] |= {"alone_tokens_per_s": values["student"]["tokens_per_s"] * _ALONE} if values["student"] else {}
     if all(teacher.kind == "torch" for teacher in config.teachers.values()):
         values["teacher"] = _rate(result, "scorer", result["processed_tokens"])
     return {name: value for name, value in values.items() if value}
+
+
+def by_clock(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The learner's, where nobody shares its device: tokens by the seconds of its steps, as metrics.jsonl has them."""
+    seconds = sum(line["seconds"] for line in lines)
+    return {"tokens_per_s": sum(line["processed"] for line in lines) / seconds} if seconds else {}
 
 
 def _answers(directory: RunDirectory, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,10 +150,14 @@ def test_a_run_that_has_not_ended_has_nothing_measured(run: Path, capsys: pytest
 
 
 def test_a_run_whose_servers_sample_needs_their_rates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 1, "term": 1, "at": 1.0, "loss": 1.0, "processed": 3000, "seconds": 0.5}\n')
     served = (run / "config.toml").read_text() + '[producer]\nkind = "sglang"\nurls = ["http://127.0.0.1:1"]\n'
     (run / "config.toml").write_text(served)
     assert plan("--from-run", str(run)) == 2
     assert "student.tokens_per_s is not known" in capsys.readouterr().err
+    assert plan("--from-run", str(run), "--rate", "student.tokens_per_s=30000", "--json") == 0
+    rates = json.loads(capsys.readouterr().out)["rates"]
+    assert rates["learner"]["tokens_per_s"] == pytest.approx(6000)  # by the clock: nobody shares its device
 
 
 def test_a_student_that_is_not_here_needs_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
