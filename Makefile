@@ -19,7 +19,8 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-staleness bench-scaling soak example-models docs constraints
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-weights bench-staleness bench-scaling soak example-models docs
+.PHONY: constraints
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -57,6 +58,9 @@ bench-peer: setup ## Reflux beside TRL's DistillationTrainer, same models, promp
 
 bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; docs/plan.md)
 	$(BIN)/python -m benchmarks.plan $(ARGS)
+
+bench-weights: setup ## weight versions in full against deltas: bytes and times, synthetic and on a real run
+	$(BIN)/python -m benchmarks.weights $(ARGS)
 
 bench-staleness: setup ## pass@1 at forced lags, two losses, three seeds
 	$(BIN)/python -m benchmarks.staleness $(ARGS)

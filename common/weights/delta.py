@@ -60,14 +60,14 @@ def apply_deltas(tensor: bytearray, digest: str, deltas: Sequence[Bytes]) -> str
     Raises WeightsError; the tensor is then of no use."""
     now = bytes.fromhex(digest)
     for delta in deltas:
-        now = _apply(tensor, now, memoryview(delta))
+        now = apply_unchecked(tensor, now, memoryview(delta))
     if deltas and hashlib.sha256(tensor).digest() != now:
         raise WeightsError("a delta gives another digest than it promises: it is damaged")
     return now.hex()
 
 
-def _apply(tensor: bytearray, digest: bytes, delta: memoryview) -> bytes:
-    """Returns the digest that the tensor must have now."""
+def apply_unchecked(tensor: bytearray, digest: bytes, delta: memoryview) -> bytes:
+    """Changes the tensor, which has this digest; returns the digest that it has now if the delta is whole. Raises WeightsError."""
     if len(delta) < _HEADER.size:
         raise WeightsError("a delta ends too early: it is damaged")
     magic, width, elements, before, after = _HEADER.unpack_from(delta)
