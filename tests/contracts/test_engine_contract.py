@@ -18,6 +18,9 @@ from common.config import RunConfig
 from common.errors import Rejected, WeightsError
 from common.messages import Sampling, Span, Ticket, Version, WeightFile, WeightManifest
 from common.pulse import Pulse
+from common.weights.base import RawTensor
+from common.weights.directory import DirectoryStore
+from common.weights.tensorfile import map_tensors
 from producers.engines import open_engine
 from producers.engines.base import Engine
 
@@ -212,6 +215,30 @@ async def test_unusable_weights_are_refused_and_the_old_ones_go_on(adapter: Adap
         assert engine.version == Version(0, 0)
         after = await engine.generate(asked)
     np.testing.assert_array_equal(before.response_ids, after.response_ids)
+
+
+async def test_weights_rebuilt_from_deltas_are_the_full_ones(adapter: Adapter, tmp_path: Path) -> None:
+    tensors = map_tensors(adapter.publish(Version(1, 9))[1])
+    deltas, full = (DirectoryStore(tmp_path / name, full_every=every) for name, every in (("deltas", 9), ("full", 1)))
+    answers = []
+    for step in range(3):
+        tensors = {name: _a_little_other(tensor, step) for name, tensor in tensors.items()}
+        published = [await store.put(Version(1, step), tensors) for store in (deltas, full)]
+    assert [one.kind for one in published] == ["delta", "full"]
+    for store, manifest in zip((deltas, full), published, strict=True):
+        async with adapter.open() as engine:
+            await engine.update_weights(manifest, await store.fetch(manifest))
+            greedy = Sampling(temperature=0.0, max_new_tokens=30, stop_token_ids=())
+            answers.append(await engine.generate(ticket(1, 30, sampling=greedy, metadata={"evaluation": "e"})))
+    np.testing.assert_array_equal(answers[0].response_ids, answers[1].response_ids)
+    np.testing.assert_array_equal(answers[0].logprobs, answers[1].logprobs)
+    assert answers[0].versions == (Span(1, 2, 30, exact=True),)
+
+
+def _a_little_other(tensor: RawTensor, step: int) -> RawTensor:
+    values = np.frombuffer(tensor.buffer, np.float32).copy()
+    values[step::50] += 0.25
+    return RawTensor(tensor.dtype, tensor.shape, values.data)
 
 
 async def test_a_ticket_that_cannot_be_sampled_is_rejected(adapter: Adapter) -> None:
