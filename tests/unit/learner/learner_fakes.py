@@ -102,7 +102,7 @@ class FakeTrainer:
         return StepStats(self.steps, 0.5, 1.0, lr, len(samples), tokens, processed, 1, {"kl": 0.1}, {"t": 0.1}, 0.001)
 
     def export(self):
-        return {"weight": torch.tensor([float(self.steps), float(sum(self.trained))])}
+        return {"weight": torch.tensor([float(self.steps), float(sum(self.trained))]), "still": torch.zeros(50)}
 
     def save(self, directory: Path):
         (directory / "state.json").write_text(json.dumps([self.steps, self.trained]))

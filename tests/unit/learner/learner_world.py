@@ -85,7 +85,7 @@ class World:
         self.config = parse_config(values)
         self.directory = RunDirectory(self.config.directory)
         self.url, self.name, self.server = url, name, MemoryServer()
-        self.store = DirectoryStore(self.config.weight_directory)
+        self.store = DirectoryStore(self.config.weight_directory, full_every=self.config.weights.full_every)
         self.questions = FakeQuestions(questions)
         self.trainer = self.worker = None
         self.lives = 0

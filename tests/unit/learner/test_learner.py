@@ -6,6 +6,8 @@ import pytest
 from learner_fakes import FakeTrainer
 from learner_world import Crash, World
 
+from common.weights.directory import DirectoryStore
+
 
 @pytest.fixture
 def world(tmp_path):
@@ -53,11 +55,17 @@ async def test_after_a_crash_at_any_call_every_sample_is_applied_once(world, pla
 
 
 @pytest.mark.parametrize("plan", [("put", "before", 1), ("put", "after", 1), ("put", "after", 4)], ids=str)
-async def test_a_crash_around_the_weight_store_leaves_versions_growing(world, plan):
-    run = world()
+@pytest.mark.parametrize("full_every", [1, 3])
+async def test_a_crash_around_the_weight_store_leaves_versions_growing(world, plan, full_every):
+    run = world(weights={"full_every": full_every})
     async with run.workers():
         await run.crash(store_plan=plan)
         await run.finish()
+    late = DirectoryStore(run.config.weight_directory)
+    kept = [await late.manifest_of(version) for version in await late.versions()]
+    for manifest in kept:
+        await late.fetch(manifest)
+    assert {manifest.kind for manifest in kept} == ({"full"} if full_every == 1 else {"full", "delta"})
 
 
 class DyingTrainer(FakeTrainer):
