@@ -1,11 +1,12 @@
 """This process's own directory for versions that do not lie anywhere as whole files: downloaded, or rebuilt from deltas.
 
 Guarantees: no two processes share one; the newest two finished versions stay (servers may still read the one before), older ones go; what
-processes that ended left behind is removed by the next one that starts: a lock that the kernel drops with its holder says who lives.
+killed processes left behind is removed by the next one that starts: a lock that the kernel drops with its holder says who lives.
 """
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import secrets
@@ -58,17 +59,20 @@ class Workshop:
         self._root.mkdir(parents=True, exist_ok=True)
         for path in self._root.glob("of-*"):
             _remove_if_left(path)
-        own = self._root / f"of-{os.getpid()}-{secrets.token_hex(4)}"
-        own.mkdir()
-        self._lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        new, own = self._root / f"new-{name}", self._root / f"of-{name}"
+        new.mkdir()
+        self._lock = os.open(new / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        new.rename(own)  # nobody sees it before it is locked
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
         return own
 
 
 def _remove_if_left(path: Path) -> None:
     try:
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # just begun, or gone
+    except OSError:  # gone
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
