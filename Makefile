@@ -74,8 +74,9 @@ soak: setup ## MINUTES=30 at the highest rate: is every role's memory flat, the 
 example-models: setup ## train the example's teacher and student from scratch
 	$(BIN)/python examples/arithmetic/train_models.py $(ARGS)
 
-docs: setup ## docs/configuration.md from the configuration's model
+docs: setup ## docs/configuration.md and docs/metrics.md from what the code declares
 	$(BIN)/python -m deploy.docs docs/configuration.md
+	$(BIN)/python -m deploy.metrics_page docs/metrics.md
 
 constraints: setup ## constraints.txt from what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' | sed 's/+cpu$$//' > constraints.txt

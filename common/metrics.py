@@ -1,11 +1,4 @@
-"""The Prometheus metrics of every role, declared in one place and read from its Pulse at each scrape.
-
-reflux_waiting_seconds_total{role, worker, cause}   wall seconds lost, by cause
-reflux_cpu_seconds_total{role, worker, stage}       thread CPU seconds, by stage
-reflux_process_cpu_seconds_total{role, worker}      CPU seconds of the process
-reflux_count_total{role, worker, what}              samples, tokens, refused hand-offs, …
-reflux_gauge{role, worker, what}                    KL, loss, staleness, … as last seen
-"""
+"""Serves every role's Prometheus metrics: what common/series.py declares, read from the role's Pulse at each scrape."""
 
 from __future__ import annotations
 
@@ -24,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from common.errors import ConfigError
 from common.pulse import Pulse
+from common.series import COUNT, CPU, GAUGE, GAUGES, LABELLED, PROCESS, WAITING, Family
 
 _log = logging.getLogger(__name__)
 
@@ -37,24 +31,24 @@ class _PulseCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         report = self._pulse.report()
         who = (report.role, report.name)
-        yield _counter("reflux_waiting_seconds", "wall seconds lost, by cause", "cause", who, report.waiting)
-        yield _counter("reflux_cpu_seconds", "thread CPU seconds, by stage", "stage", who, report.cpu)
-        yield _counter("reflux_count", "events", "what", who, report.counters)
-        process = CounterMetricFamily("reflux_process_cpu_seconds", "CPU seconds of the process", labels=_LABELS)
-        process.add_metric(who, report.process_s)
-        yield process
-        gauge = GaugeMetricFamily("reflux_gauge", "as last seen", labels=(*_LABELS, "what"))
-        for what, value in report.gauges.items():
-            if not isinstance(value, str):
-                gauge.add_metric((*who, what), value)
-        yield gauge
+        yield _family(WAITING, who, report.waiting)
+        yield _family(CPU, who, report.cpu)
+        yield _family(COUNT, who, report.counters)
+        yield _family(PROCESS, who, {"": report.process_s})
+        numbers = {name: value for name, value in report.gauges.items() if not isinstance(value, str)}
+        yield _family(GAUGE, who, {name: value for name, value in numbers.items() if name in GAUGES})
+        for prefix, family in LABELLED.items():
+            start = f"{prefix}:"
+            yield _family(family, who, {name.removeprefix(start): value for name, value in numbers.items() if name.startswith(start)})
 
 
-def _counter(name: str, text: str, label: str, who: tuple[str, str], values: Mapping[str, float]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=(*_LABELS, label))
+def _family(family: Family, who: tuple[str, str], values: Mapping[str, float]) -> Metric:
+    labels = (*_LABELS, family.label) if family.label else _LABELS
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric = kind(family.name.removesuffix("_total"), family.text, labels=labels)
     for key, value in values.items():
-        family.add_metric((*who, key), value)
-    return family
+        metric.add_metric((*who, key) if family.label else who, value)
+    return metric
 
 
 class _Handler(BaseHTTPRequestHandler):

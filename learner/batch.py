@@ -19,6 +19,7 @@ import numpy as np
 from common.bus.base import Lease
 from common.codec import decode
 from common.messages import Completion, Ids, Mask, ScoredRollout, StepRecord
+from learner.agreement import agreement
 from learner.line import Line
 from learner.training import TeacherTargets, TrainingSample
 
@@ -60,6 +61,8 @@ class Consumed:
     ghosts: int = 0
     mixed: int = 0  # samples with more than one version
     tokens: int = 0  # response tokens
+    truncated: int = 0  # samples cut off by max_new_tokens
+    agreement: Mapping[str, float] = field(default_factory=dict)  # top-k of student and teachers
 
 
 def form(held: Mapping[int, Held], line: Line, *, size: int, max_staleness: int, straggler: Straggler) -> Formed:
@@ -160,4 +163,5 @@ def samples_of(record: StepRecord, scored: Sequence[ScoredRollout], max_stalenes
         else:
             counts = np.bincount(sample.lag_T[sample.mask_T != 0]).tolist()
             staleness.update({lag: count for lag, count in enumerate(counts) if count})
-    return samples, Consumed(dict(staleness), masked, ghosts, mixed, tokens)
+    truncated = sum(one.rollout.completion.finish_reason == "length" for one in scored)
+    return samples, Consumed(dict(staleness), masked, ghosts, mixed, tokens, truncated, agreement(scored))

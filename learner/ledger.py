@@ -163,7 +163,7 @@ class Ledger:
             await self._hear_of_deaths(state)
             published = self._publisher.published
             self.blocked = self._window.blocked(state, paused=self._paused)
-            self._pulse.set(blocked=self.blocked)
+            self._pulse.set(blocked=self.blocked, **_gauges(state))
             if published is None or self.blocked:
                 return
             room = self._window.room(published.step, self.line.applied, state)
@@ -221,3 +221,10 @@ class Ledger:
 
         self._incarnation = await until_mended(self._pulse, "server memory", agree, BusFull)
         self._arrived.set()
+
+
+def _gauges(state: BusState) -> dict[str, float]:
+    """The bus's state for Prometheus; a topic that has become empty is 0 from then on."""
+    backlog = {f"backlog:{topic}": count for topic, count in state.backlog.items()}
+    oldest = {f"oldest:{topic}": round(state.oldest_s.get(topic, 0.0), 3) for topic in state.backlog}
+    return {**backlog, **oldest, "ledger:live": state.live, "ledger:applied": state.applied, "ledger:dead": state.dead}

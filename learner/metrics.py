@@ -20,6 +20,10 @@ from learner.disk import end_torn_line
 from learner.evaluation import Evaluation
 from learner.training import StepStats
 
+_GAUGES = (
+    *("step", "loss", "grad_norm", "lr", "kl", "behaviour_kl", "mixed_share", "truncated_share", "entropy_gap"),
+    *("student_top_mass", "teacher_top_mass", "sampled_in_top_k", "top_k_overlap"),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +56,10 @@ class Metrics:
             "masked_tokens": consumed.masked,
             "ghost_tokens": consumed.ghosts,
             "mixed_share": consumed.mixed / samples,
+            "truncated_share": consumed.truncated / samples,
             "kl_by_teacher": dict(stats.kl_by_teacher),
+            "kl_by_position": dict(stats.kl_by_position),
+            **consumed.agreement,
             **stats.metrics,
         }
         self._append(line)
@@ -60,10 +67,9 @@ class Metrics:
         _log.info("step", extra={key: line[key] for key in ("step", "loss", "grad_norm", "tokens", "wall_s")})
 
     def _beat(self, line: dict[str, Any], stats: StepStats, consumed: Consumed) -> None:
-        gauges: dict[str, float] = {
-            name: line[name] for name in ("step", "loss", "grad_norm", "lr", "kl", "behaviour_kl", "mixed_share") if name in line
-        }
-        gauges |= {f"kl_{teacher}": kl for teacher, kl in stats.kl_by_teacher.items()}
+        gauges: dict[str, float] = {name: line[name] for name in _GAUGES if name in line}
+        gauges |= {f"teacher_kl:{teacher}": kl for teacher, kl in stats.kl_by_teacher.items()}
+        gauges |= {f"position_kl:{start}": kl for start, kl in stats.kl_by_position.items()}
         trained = max(1, sum(consumed.staleness.values()))
         gauges["staleness_mean"] = sum(lag * count for lag, count in consumed.staleness.items()) / trained
         gauges["staleness_max"] = max(consumed.staleness, default=0)

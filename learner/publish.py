@@ -61,7 +61,7 @@ class Publisher:
         self.published = manifest.version
         self.manifest = manifest
         self.count += 1
-        self._pulse.set(published=f"{manifest.version.term}:{manifest.version.step}")
+        self._pulse.set(published=f"{manifest.version.term}:{manifest.version.step}", published_step=manifest.version.step)
         self._pulse.add(publications=1)
         _log.debug("published", extra={"version": manifest.version, "bytes": manifest.bytes})
 

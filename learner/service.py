@@ -84,7 +84,7 @@ async def learn(
     lease_s = config.bus.lease_s
     term = await claim_term(worker.bus, parts.store, directory, owner=worker.name, lease_s=lease_s, take_over=take_over)
     directory.keep(config)
-    worker.pulse.set(term=term)
+    worker.pulse.set(term=term, **{f"teacher_differs:{name}": int(not teacher.allow_inert) for name, teacher in config.teachers.items()})
     try:
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(_hold(worker, term), name="term lease")]

@@ -118,6 +118,7 @@ class StepStats:
     metrics: Mapping[str, float]
     kl_by_teacher: Mapping[str, float]
     seconds: float
+    kl_by_position: Mapping[str, float] = field(default_factory=dict)  # first position of the bucket -> mean
 
 
 Batch = Sequence[TrainingSample]

@@ -177,7 +177,7 @@ class Scorer:
     async def _is_fit(self) -> bool:
         before, self._complaint = self._complaint, await self._examine()
         self._examined_at = time.monotonic()
-        self._worker.pulse.set(complaint=self._complaint)
+        self._worker.pulse.set(complaint=self._complaint, **{f"unhealthy:{self._name}": int(bool(self._complaint))})
         if self._complaint and not before:
             log.error("has stopped scoring", extra={"teacher": self._name, "reason": self._complaint})
         return not self._complaint

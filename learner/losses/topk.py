@@ -27,7 +27,7 @@ def topk_reverse_kl(inputs: LossInputs) -> LossOutput:
     """
     logp_RC, logq_RC = _coarse(inputs)
     p_RC, q_RC = logp_RC.exp(), logq_RC.exp()
-    return _output((p_RC * (logp_RC - logq_RC) - p_RC + q_RC).sum(-1), p_RC, q_RC, inputs)
+    return _output((p_RC * (logp_RC - logq_RC) - p_RC + q_RC).sum(-1), logp_RC, logq_RC, inputs)
 
 
 def topk_forward_kl(inputs: LossInputs) -> LossOutput:
@@ -39,7 +39,7 @@ def topk_forward_kl(inputs: LossInputs) -> LossOutput:
     """
     logp_RC, logq_RC = _coarse(inputs)
     p_RC, q_RC = logp_RC.exp(), logq_RC.exp()
-    return _output((q_RC * (logq_RC - logp_RC) - q_RC + p_RC).sum(-1), p_RC, q_RC, inputs)
+    return _output((q_RC * (logq_RC - logp_RC) - q_RC + p_RC).sum(-1), logp_RC, logq_RC, inputs)
 
 
 def _coarse(inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,12 +54,14 @@ def _with_tail(logp_RK: torch.Tensor) -> torch.Tensor:
     return torch.cat((logp_RK, torch.log1p(-mass_R.clamp(max=1 - TAIL_FLOOR))), -1)
 
 
-def _output(loss_R: torch.Tensor, p_RC: torch.Tensor, q_RC: torch.Tensor, inputs: LossInputs) -> LossOutput:
+def _output(loss_R: torch.Tensor, logp_RC: torch.Tensor, logq_RC: torch.Tensor, inputs: LossInputs) -> LossOutput:
     with torch.no_grad():
+        p_RC, q_RC = logp_RC.exp(), logq_RC.exp()
         metrics = {
             "kl": loss_R.detach(),
             "student_top_mass": 1 - p_RC[:, -1],
             "teacher_top_mass": 1 - q_RC[:, -1],
+            "entropy_gap": (q_RC * logq_RC - p_RC * logp_RC).sum(-1),  # H(p) − H(q)
             "behaviour_kl": behaviour_kl(inputs),
         }
     return LossOutput(loss_R, metrics)

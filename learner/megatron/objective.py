@@ -16,7 +16,10 @@ from learner.megatron.logprobs import chosen_logprobs
 from learner.megatron.microbatch import MicroBatch, TeacherView
 from learner.training import LossFunction, LossInputs, LossOutput
 
-Sums = Mapping[str, torch.Tensor]  # "loss", "metric:NAME", "kl:TEACHER", "tokens:TEACHER" -> zero-dimensional
+Sums = Mapping[str, torch.Tensor]  # "loss", "metric:NAME", "kl:TEACHER", "tokens:TEACHER", "kl_from:POSITION", … -> zero-dimensional
+
+POSITIONS = (0, 16, 64, 256, 1024, 4096)
+"""Where the buckets of the KL by position begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Objective:
             output = self.loss(_inputs(batch, view, logp_RM))
             total = total + torch.dot(output.loss_R, view.weight_Q)
             _report(sums, output, view, batch.teachers)
+            if "kl" in output.metrics:
+                _report_positions(sums, output.metrics["kl"], batch.position_R if view.rows_Q is None else batch.position_R[view.rows_Q])
         return total, tokens, {"loss": total.detach(), **sums}
 
 
@@ -65,6 +70,14 @@ def _report(sums: dict[str, torch.Tensor], output: LossOutput, view: TeacherView
         by_teacher = figure_Q.new_zeros(len(teachers)).index_add_(0, view.teacher_Q, figure_Q)
         for teacher, figure in zip(teachers, by_teacher.unbind(), strict=True):
             _add(sums, f"{name}:{teacher}", figure)
+
+
+def _report_positions(sums: dict[str, torch.Tensor], kl_Q: torch.Tensor, position_Q: torch.Tensor) -> None:
+    bucket_Q = torch.bucketize(position_Q, torch.tensor(POSITIONS[1:], device=position_Q.device, dtype=position_Q.dtype), right=True)
+    for name, figure_Q in (("kl_from", kl_Q), ("tokens_from", torch.ones_like(kl_Q))):
+        by_bucket = figure_Q.new_zeros(len(POSITIONS)).index_add_(0, bucket_Q, figure_Q)
+        for start, figure in zip(POSITIONS, by_bucket.unbind(), strict=True):
+            _add(sums, f"{name}:{start}", figure)
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:

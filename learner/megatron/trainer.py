@@ -256,7 +256,7 @@ def _refuse_unless_finite(what: str, value: float, step: int) -> None:
 
 def _stats(totals: dict[str, float], step: int, grad_norm: float, lr: float, micro_batches: int, seconds: float) -> StepStats:
     tokens = max(1.0, totals["tokens"])
-    by_kind: dict[str, dict[str, float]] = {"metric": {}, "kl": {}, "tokens": {}}
+    by_kind: dict[str, dict[str, float]] = {"metric": {}, "kl": {}, "tokens": {}, "kl_from": {}, "tokens_from": {}}
     for name, value in totals.items():
         kind, _, subject = name.partition(":")
         if subject:
@@ -273,4 +273,5 @@ def _stats(totals: dict[str, float], step: int, grad_norm: float, lr: float, mic
         metrics={name: value / tokens for name, value in by_kind["metric"].items()},
         kl_by_teacher={name: value / by_kind["tokens"][name] for name, value in by_kind["kl"].items()},
         seconds=seconds,
+        kl_by_position={name: value / count for name, value in by_kind["kl_from"].items() if (count := by_kind["tokens_from"][name])},
     )
