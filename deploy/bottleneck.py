@@ -40,18 +40,17 @@ class Bottleneck:
 
 def bottleneck(before: Snapshot, after: Snapshot) -> Bottleneck | None:
     """None where the two say nothing: too close together, no learner yet, or a learner that has not begun to train."""
+    if after.state is not None and after.state.obstacle:  # first: a server that takes no writes has nobody's report either
+        return Bottleneck("Redis", f"everyone waits for Redis: {after.state.obstacle}")
     elapsed = after.at - before.at
     if elapsed <= 0 or after.gauge("step") is None:
         return None
     if after.state is None:
         return Bottleneck("Redis", "everyone waits for Redis: it does not answer")
-    if (found := _outside(after) or _missing(after)) is not None:
-        return found
     shares = {role: mean_shares(before, after, role, elapsed) for role in _PLACE_OF}
-    if (standstill := _standstill(before, after, shares)) is not None:
-        return standstill
-    if not shares["learner"]:
-        return None
+    found = _outside(after) or _missing(after) or _standstill(before, after, shares)
+    if found is not None or not shares["learner"]:
+        return found
     place = _busiest(shares)
     return Bottleneck(place, f"{_victim(place, shares)}: {_verdict(place)} ({_evidence(place, shares, after)})")
 
@@ -180,10 +179,7 @@ def _fullest(after: Snapshot) -> str:
 
 
 def _outside(after: Snapshot) -> Bottleneck | None:
-    """What only somebody outside can mend: a full disk, a full server, a store that is away."""
-    assert after.state is not None
-    if after.state.obstacle:
-        return Bottleneck("Redis", f"everyone waits for Redis: {after.state.obstacle}")
+    """What only somebody outside can mend: a full disk, a store that is away."""
     for role in ("learner", "producer", "scorer"):
         for report in after.of(role):
             if why := report.gauges.get("obstacle"):

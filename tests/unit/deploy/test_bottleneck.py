@@ -217,6 +217,6 @@ def test_what_only_somebody_outside_can_mend_comes_first() -> None:
 
 def test_a_server_that_refuses_writes_is_named_although_no_report_is_left() -> None:
     after = seen(110, {"learner": {}})
-    found = bottleneck(seen(100, BUSY), replace(after, state=replace(after.state, obstacle="its memory is used up")))
+    found = bottleneck(seen(100, BUSY), replace(after, reports={}, state=replace(after.state, obstacle="its memory is used up")))
     assert found is not None
     assert (found.place, found.line) == ("Redis", "everyone waits for Redis: its memory is used up")
