@@ -225,11 +225,16 @@ class Learner:
 
     def _sample_again(self, one: Held) -> None:
         old = _sample_of(one)
+        self.trained.retried += 1
+        if old.attempt + 1 >= self._section.max_attempts:
+            self._line.bury({old.seq: "stale"})
+            self._live -= 1
+            self._world.traffic.change(old, 0, self._world.env.now)
+            return
         route = self._routes[old.seq % len(self._routes)]
         again = Sample(old.seq, old.length, max(0, self._world.log.step), route, old.attempt + 1, bytes=old.bytes)
         self._world.traffic.change(again, self._world.sizes.ticket, self._world.env.now)
         self._world.tickets.put([again])
-        self.trained.retried += 1
 
     def _rung(self, event: simpy.Event) -> simpy.Event:
         event.succeed()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from deploy.plan.world import Busy, Process, Sample, World
 
@@ -58,10 +60,11 @@ class _Answers:
 
 
 class Producer:
-    """One engine and who feeds it."""
+    """One engine and who feeds it. `pool`: servers whose client asks the least loaded; empty: everyone for himself."""
 
-    def __init__(self, world: World, engine: Engine, busy: Busy) -> None:
+    def __init__(self, world: World, engine: Engine, busy: Busy, pool: Sequence[Producer]) -> None:
         self._world = world
+        self._pool = pool
         self._engine = engine
         self._busy = busy
         self._parked: list[Sample] = []  # leased, but their weights are not here
@@ -70,6 +73,11 @@ class Producer:
         self._fetched = -1
         self._waited = 0
         self._news = world.env.event()
+
+    @property
+    def in_flight(self) -> int:
+        """Samples that it has leased and not sampled."""
+        return len(self._parked) + len(self._queue) + len(self._answers.ends)
 
     def follow(self) -> Process:
         """Consumes the weights log: the newest version, one at a time."""
@@ -109,12 +117,15 @@ class Producer:
 
     def _lease(self) -> None:
         engine, at_work = self._engine, len(self._queue) + len(self._answers.ends)
-        in_flight = at_work + len(self._parked)
+        in_flight = self.in_flight
         wanted = min(engine.slots + engine.refill - at_work, engine.slots - in_flight + engine.slots // 4)
         if wanted <= 0 or wanted < min(engine.refill, in_flight):
             return
+        if self._pool:
+            together = sum(one.in_flight for one in self._pool) + len(self._world.tickets)
+            wanted = min(wanted, ceil(together / len(self._pool)) - in_flight)
         newest = self._answers.swaps[-1][1] if self._answers.swaps else -1
-        for sample in self._world.tickets.take(wanted):
+        for sample in self._world.tickets.take(max(0, wanted)):
             (self._queue if sample.min_step <= newest else self._parked).append(sample)
 
     def _join(self) -> None:

@@ -13,6 +13,7 @@ from math import ceil
 import simpy
 
 from common.config import RunConfig
+from common.errors import ConfigError
 from deploy.plan.learner import Learner, Pace
 from deploy.plan.lengths import Lengths, draw
 from deploy.plan.machine import Machine
@@ -24,7 +25,8 @@ from deploy.plan.world import Busy, Log, Sizes, Topic, Traffic, World
 
 _MEASURED_SAMPLES = 2560
 _LENGTHS = 4096
-_STANDSTILL_S = 1e7  # of simulated time: nothing real takes longer
+_STANDSTILL = 500_000
+"""Events without a step: days of simulated time, or samples that are tried for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def simulate(setting: Setting, layout: Layout) -> Outcome:
     machine = Machine(env, setting.rates.cores)
     topics = {name: Topic(env) for name in config.teachers}
     world = World(env, machine, Log(env), Topic(env), topics, Topic(env), setting.sizes, Traffic())
-    producers = [_producer(setting, layout, world) for _ in range(layout.producers)]
+    pool: list[Producer] = []
+    producers = [_producer(setting, layout, world, pool) for _ in range(layout.producers)]
     scorers = [_scorer(setting, layout, world, name) for name in config.teachers for _ in range(setting.scoring(name, layout.scorers)[0])]
     learning = Busy(env, machine, config.learner.nice, setting.rates.learner.beside)
     lengths = setting.lengths
@@ -123,16 +126,28 @@ def simulate(setting: Setting, layout: Layout) -> Outcome:
     learner = Learner(world, config.learner, _pace(setting), learning, lengths=lengths, routes=routes, steps=setting.steps)
     env.process(learner.intake())
     env.process(learner.watch())
-    running = env.process(learner.run())
-    while learner.step < setting.warm_up and env.now < _STANDSTILL_S:
-        env.step()
+    env.process(learner.run())
+    _until(setting.warm_up, env, learner, layout)
     begun, spent = env.now, machine.spent
     for busy in (learning, *producers, *scorers):
         busy.reset()
     world.traffic.reset(env.now)
     learner.trained = type(learner.trained)()
-    env.run(running)
+    _until(setting.steps, env, learner, layout)
     return _outcome(setting, layout, world, learner, (learning, producers, scorers), begun, spent)
+
+
+def _until(step: int, env: simpy.Environment, learner: Learner, layout: Layout) -> None:
+    """Raises ConfigError where it is never done."""
+    done, events = learner.step, 0
+    while learner.step < step:
+        env.step()
+        done, events = (done, events + 1) if learner.step == done else (learner.step, 0)
+        if events > _STANDSTILL:
+            raise ConfigError(
+                f"with {layout.producers} producers and {layout.scorers} scorers the simulated run stands still after step {done}: a rate "
+                "is far too low, or samples are beyond learner.max_staleness when they are scored; raise it, or learner.straggler = mask"
+            )
 
 
 def _outcome(
@@ -170,13 +185,15 @@ def _outcome(
     )
 
 
-def _producer(setting: Setting, layout: Layout, world: World) -> Busy:
+def _producer(setting: Setting, layout: Layout, world: World, pool: list[Producer]) -> Busy:
     rates, section, slots = setting.rates, setting.config.producer, setting.slots(layout.producers)
     fixed, each = _decode_step(setting)
     load_s, fetch_s = (_or_bytes(setting, given) for given in (rates.weights.load_s, rates.weights.fetch_s))
     engine = Engine(slots, max(1, int(section.refill_share * slots)), _jump(setting), fixed, each, fetch_s, load_s, rates.bus_s)
     busy = Busy(world.env, world.machine, section.nice, rates.student.beside)
-    producer = Producer(world, engine, busy)
+    producer = Producer(world, engine, busy, pool)
+    if section.kind == "sglang":
+        pool.append(producer)
     world.env.process(producer.follow())
     world.env.process(producer.run())
     return busy

@@ -6,7 +6,7 @@ import simpy
 from common.codec import encode
 from common.config import RunConfig, parse_config
 from common.errors import ConfigError
-from deploy.plan.choose import choose
+from deploy.plan.choose import _least, choose
 from deploy.plan.lengths import draw
 from deploy.plan.machine import Machine
 from deploy.plan.rates import Answers, Rates
@@ -137,6 +137,26 @@ def test_the_choice_is_the_smallest_that_keeps_the_learner_busy() -> None:
     assert len(fewer) == 2
     assert all(row.learner_busy < 0.95 for row in fewer)
     assert plan.now.layout == Layout(1, 1)
+
+
+def test_what_is_tried_too_often_is_given_up_and_replaced() -> None:
+    """The longest answers outlast S at every try; without a death they would fill the window."""
+    config = configuration(max_staleness=1, straggler="retry", max_attempts=2)
+    out = simulate(setting(config, student=BATCH * ANSWER / 2, spread=1.5), Layout(1, 1))
+    assert out.retried > 0
+    assert out.samples_per_s > 0
+
+
+@pytest.mark.parametrize("enough", range(1, 10))
+def test_the_search_finds_the_smallest_count(enough: int) -> None:
+    assert _least(9, lambda count: count >= enough) == enough
+
+
+def test_a_run_that_would_stand_still_is_said_to() -> None:
+    """No weights ever reach the producers."""
+    stale = setting(configuration(), weights={"fetch_s": 1e9})
+    with pytest.raises(ConfigError, match=r"stands still after step 0"):
+        simulate(stale, Layout(1, 1))
 
 
 def test_where_no_layout_is_enough_the_plan_says_so() -> None:
