@@ -25,10 +25,8 @@ def response_scores(model: CausalModel, rollouts: Sequence[Rollout], top_k: int,
     Log-probabilities are over the model's whole vocabulary; top ids are below `top_vocabulary` (what the student can express).
     """
     ids_BL, rows_R, targets_R = _layout(rollouts)
-    hidden_BLH = model.hidden(torch.from_numpy(ids_BL).to(model.device))
-    rows = torch.from_numpy(rows_R).to(model.device)
+    hidden_RH = model.hidden(torch.from_numpy(ids_BL).to(model.device), torch.from_numpy(rows_R).to(model.device))
     targets = torch.from_numpy(targets_R).to(model.device)
-    hidden_RH = hidden_BLH.flatten(0, 1).index_select(0, rows)
     size = max(1, _CHUNK_ELEMENTS // model.vocabulary)
     parts = [
         _chunk_scores(model, hidden, target, top_k, top_vocabulary)

@@ -6,6 +6,7 @@ forward. An architecture that scales or caps its logits, or looks ahead, is refu
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # configurations and outputs of transformers are untyped
@@ -18,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from common.errors import ConfigError
+from scorers.teachers.torch.last_mlp import LastMlp, last_mlp
 from scorers.teachers.torch.linear import take_one_dnn
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the largest logit
@@ -32,11 +34,14 @@ class CausalModel:
     vocabulary: int  # rows of the head, padding rows included
     context: int | None  # most tokens of a sequence
     device: torch.device
+    last_mlp: LastMlp | None = None
 
-    def hidden(self, ids_BL: Tensor) -> Tensor:
-        """[B, L, hidden] of right-padded ids: in a causal model no token sees what is behind it, so that no mask is needed."""
-        hidden: Tensor = self.body(input_ids=ids_BL, use_cache=False).last_hidden_state
-        return hidden
+    def hidden(self, ids_BL: Tensor, read_R: Tensor) -> Tensor:
+        """[R, hidden] at the flat positions `read_R` of right-padded ids: in a causal model no token sees what is behind it, so that no
+        mask is needed."""
+        with self.last_mlp.reading(read_R) if self.last_mlp else nullcontext():
+            hidden_BLH: Tensor = self.body(input_ids=ids_BL, use_cache=False).last_hidden_state
+        return hidden_BLH.flatten(0, 1).index_select(0, read_R)
 
 
 def load_config_of(directory: Path) -> Any:
@@ -73,20 +78,21 @@ def load_causal_model(directory: Path, dtype: torch.dtype, device: torch.device)
     take_one_dnn(model.base_model)
     head = model.get_output_embeddings()
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    loaded = CausalModel(model.base_model, head, head.weight.shape[0], context, device)
+    loaded = CausalModel(model.base_model, head, head.weight.shape[0], context, device, last_mlp(model.base_model))
     _check_parts(directory, model, loaded, dtype)
     return loaded
 
 
 @torch.inference_mode()
 def _check_parts(directory: Path, model: Any, parts: CausalModel, dtype: torch.dtype) -> None:
-    """A short and a long sequence together, by parts, against each by itself through the model's own forward."""
+    """A short and a long sequence together, by parts, against each by itself through the model's own forward, but for the first token."""
     length = min(8, parts.context or 8)
     ids_BL = torch.arange(2 * length, device=parts.device).view(2, length) % parts.vocabulary
-    split_BLV = parts.head(parts.hidden(ids_BL))
+    read_BL = torch.arange(ids_BL.numel(), device=parts.device).view_as(ids_BL)[:, 1:]
+    split_BLV = parts.head(parts.hidden(ids_BL, read_BL.flatten())).unflatten(0, read_BL.shape)
     for row, size in ((0, length), (1, length // 2)):
-        whole_LV = model(input_ids=ids_BL[row : row + 1, :size], use_cache=False).logits[0].float()
-        difference = (split_BLV[row, :size].float() - whole_LV).abs().max()
+        whole_LV = model(input_ids=ids_BL[row : row + 1, :size], use_cache=False).logits[0, 1:].float()
+        difference = (split_BLV[row, : size - 1].float() - whole_LV).abs().max()
         if difference > _TOLERANCE[dtype] * (1 + whole_LV.abs().max()):
             raise ConfigError(
                 f"the architecture of {directory} is not supported: its logits are not its head applied to its last hidden state, "

@@ -15,6 +15,7 @@ from common.messages import Rollout, TeacherScore
 from common.pulse import Pulse
 from scorers.teachers.torch import forward
 from scorers.teachers.torch.digest import weights_digest
+from scorers.teachers.torch.last_mlp import last_mlp
 from scorers.teachers.torch.loading import load_causal_model
 from scorers.teachers.torch.teacher import TorchTeacher
 
@@ -109,6 +110,30 @@ async def test_the_head_sees_response_rows_only_and_in_chunks(tmp_path: Path, mo
     assert sum(seen) == sum(len(rollout.completion.response_ids) for rollout in rollouts)
     for one, other in zip(whole, chunked, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_mlp_sees_the_positions_that_are_read_and_gives_the_numbers_of_the_whole(family: str, tmp_path: Path) -> None:
+    model = load_causal_model(save_model(tmp_path, family), torch.float32, torch.device("cpu"))
+    seen: list[int] = []
+    for layer in model.body.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    ids_BL = torch.arange(24).view(2, 12)
+    read_R = torch.tensor([3, 4, 20])
+    with torch.inference_mode():
+        some_RH = model.hidden(ids_BL, read_R)
+        assert seen == [24, 3]
+        whole_BLH = model.body(input_ids=ids_BL, use_cache=False).last_hidden_state
+    assert seen[2:] == [24, 24]
+    torch.testing.assert_close(some_RH, whole_BLH.flatten(0, 1)[read_R], rtol=1e-6, atol=1e-6)
+
+
+def test_an_mlp_of_another_kind_is_left_alone() -> None:
+    experts = torch.nn.ModuleDict({"gate": torch.nn.Linear(4, 2), "experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    bodies = [torch.nn.Module() for _ in range(3)]
+    bodies[1].layers = torch.nn.ModuleList([torch.nn.ModuleDict({"mlp": experts})])
+    bodies[2].layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    assert [last_mlp(body) for body in bodies] == [None, None, None]
 
 
 async def test_without_top_k_only_the_sampled_tokens_are_scored(tmp_path: Path) -> None:
