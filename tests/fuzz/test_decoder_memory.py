@@ -11,10 +11,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROGRAM = """
-import resource, struct, sys
+import resource, struct, sys, zstandard
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from decoders import DECODERS, MODEL_FILE, codec, _place
+from decoders import DECODERS, MODEL_FILE, SEEDS, codec, _place
 from common.codec import MAX_HEADER_BYTES, MAX_LIST_BYTES
 from common.config import load_config
 from common.errors import ConfigError, WeightsError
@@ -69,11 +69,20 @@ def bombs():
             bomb(kind, piece)
         codec(frame(kind, b"\\x91" * MAX_HEADER_BYTES))
 
+def deltas():
+    gigabyte = zstandard.ZstdCompressor().compressobj(size=1 << 30)
+    packed = b"".join(gigabyte.compress(bytes(1 << 20)) for _ in range(1 << 10)) + gigabyte.flush()
+    assert zstandard.frame_content_size(packed) == 1 << 30
+    whole = SEEDS["delta"][0]
+    for changed in (1, 2**32 - 1):
+        for gaps, xors in ((packed, b""), (b"", packed), (packed, packed)):
+            DECODERS["delta"](whole[:81] + struct.pack("<III", changed, len(gaps), len(xors)) + gaps + xors)
+
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 globals()[sys.argv[2]]()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-MEGABYTES = {"claims": 16, "bombs": 400, "journal": 16, "manifest": 64, "config": 16, "weights": 300}
+MEGABYTES = {"claims": 16, "bombs": 400, "journal": 16, "manifest": 64, "config": 16, "weights": 300, "deltas": 16}
 
 
 @pytest.mark.parametrize("what", MEGABYTES)
