@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any  # ray has no types
 
@@ -22,8 +23,11 @@ from ray.exceptions import RayActorError
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from deploy.local import Elsewhere
+from deploy.placement import Room, reserve, resources
 from deploy.process import Exit, Process
-from deploy.roles import RoleSpec, environment, role_specs
+from deploy.roles import RoleSpec, environment
+from deploy.servers import STUDENT, placed_servers, server_specs, until_they_answer
 
 LOCAL = "local"
 _POLL_S = 0.1
@@ -37,11 +41,15 @@ class RoleActor:
     def __init__(self, config: RunConfig, spec: RoleSpec, file: Path, more: tuple[str, ...]) -> None:
         log = config.directory / "logs" / f"{spec.name}.log"
         self._process = Process.start(spec.command(file, *more), log=log, environment=environment(config), nice=0)
+        self._log = log.open(errors="replace")
+        self._log.seek(0, os.SEEK_END)
 
     async def wait(self) -> Exit:
-        """The child's end."""
-        while (ended := self._process.poll()) is None:  # noqa: ASYNC110 - reaping is by polling
+        """The child's end. Until then its log is repeated as the actor's own, for whoever asks Ray."""
+        while (ended := self._process.poll()) is None:
             await asyncio.sleep(_POLL_S)
+            print(self._log.read(), end="", flush=True)
+        print(self._log.read(), end="", flush=True)
         return ended
 
     async def send(self, number: int) -> None:
@@ -76,33 +84,41 @@ class RayProcess:
 
 
 @contextmanager
-def cluster(address: str, config: RunConfig) -> Iterator[None]:
-    """Connected to Ray while inside. Raises ConfigError where nobody answers or the roles cannot all have a place."""
+def cluster(address: str, config: RunConfig, say: Callable[[str], None]) -> Iterator[tuple[RunConfig, Elsewhere]]:
+    """Connected to Ray while inside, with room for all roles and with the servers of [cluster.servers] answering; the configuration names
+    their addresses. Raises ConfigError where nobody answers, or there is no room."""
     if address != LOCAL and not config.bus.url:
         raise ConfigError("on a cluster every node must reach the server: set bus.url to a Redis or Valkey that they all reach")
     _connect(address)
     try:
-        _check_resources(config)
-        yield
+        room = reserve(config, server_specs(config), say)
+        specs, placed = placed_servers(config, room.address)
+        running = {spec.name: _spawn(placed, Path(), spec, room=room) for spec in specs}
+        urls = {spec.name: _url(placed, spec) for spec in specs}
+        until_they_answer(placed, running, urls, say)
+        yield placed, Elsewhere(partial(_spawn_or_take, room, running), specs)
     finally:
         ray.shutdown()
 
 
-def spawn(config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> RayProcess:
+def _url(config: RunConfig, spec: RoleSpec) -> str:
+    return (config.producer if spec.owner == STUDENT else config.teachers[spec.owner]).urls[spec.index]
+
+
+def _spawn_or_take(
+    room: Room, running: dict[str, RayProcess], config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool
+) -> RayProcess:
+    """A server that was started before the run is taken as it is, once."""
+    return running.pop(spec.name, None) or _spawn(config, file, spec, room=room, take_over=take_over)
+
+
+def _spawn(config: RunConfig, file: Path, spec: RoleSpec, *, room: Room, take_over: bool = False) -> RayProcess:
     """Asks Ray for an actor that runs the role; returns at once."""
     more = ("--take-over",) if take_over and spec.role == "learner" else ()
     cpus, gpus = resources(config, spec)
-    remote = ray.remote(RoleActor).options(num_cpus=cpus, num_gpus=gpus, name=f"reflux-{config.run.name}-{spec.name}-{os.urandom(4).hex()}")
+    name = f"reflux-{config.run.name}-{spec.name}-{os.urandom(4).hex()}"
+    remote = ray.remote(RoleActor).options(num_cpus=cpus, num_gpus=gpus, name=name, **room.options(spec.name))
     return RayProcess(remote.remote(config, spec, file, more))
-
-
-def resources(config: RunConfig, spec: RoleSpec) -> tuple[float, float]:
-    """CPUs and GPUs of a role's actor; the learner's ranks share one node and hence one actor."""
-    section = config.cluster
-    count = config.learner.ranks if spec.role == "learner" else 1
-    cpus: float = getattr(section, f"{spec.role}_cpus")
-    gpus: float = getattr(section, f"{spec.role}_gpus")
-    return count * cpus, count * gpus
 
 
 def _connect(address: str) -> None:
@@ -128,14 +144,3 @@ def _connect(address: str) -> None:
 def _path() -> str:
     """Where this process found Reflux, for workers on nodes with the same layout."""
     return os.pathsep.join(path for path in sys.path if path)
-
-
-def _check_resources(config: RunConfig) -> None:
-    have = ray.cluster_resources()
-    wanted = [resources(config, spec) for spec in role_specs(config)]
-    for name, asked in (("CPU", sum(cpus for cpus, _ in wanted)), ("GPU", sum(gpus for _, gpus in wanted))):
-        if asked > have.get(name, 0.0):
-            raise ConfigError(
-                f"the roles of this run ask for {asked:g} {name}, the Ray cluster has {have.get(name, 0.0):g}: add nodes, start fewer "
-                f"producers or scorers, or lower cluster.*_{name.lower()}s"
-            )

@@ -55,8 +55,11 @@ def up(config: RunConfig, target: Path, *, ray: str, fresh: bool) -> int:
         raise ConfigError(f"{error.name} is not installed here: pip install 'reflux[ray]'") from None
     console = Console()
     was_finished = not fresh and RunDirectory(config.directory).result.exists()
-    with cluster.cluster(ray, config), open_screen(console, config.run.name, config.learner.steps) as screen:
-        result = asyncio.run(run_async(config, screen=screen, fresh=fresh, spawn=cluster.spawn))
+    with (
+        cluster.cluster(ray, config, lambda text: _say(console, text)) as (placed, elsewhere),
+        open_screen(console, config.run.name, config.learner.steps) as screen,
+    ):
+        result = asyncio.run(run_async(placed, screen=screen, fresh=fresh, elsewhere=elsewhere))
     _tell(result, f"reflux up --ray {ray} {target}", was_finished=was_finished, console=console)
     return 0
 

@@ -31,6 +31,10 @@ def configuration_page() -> str:
     for name, info in RunConfig.model_fields.items():
         section, header = _section_of(name, info)
         parts += [f"\n## [{header}]\n", *_described(info), *_table(section)]
+        for inner, more in section.model_fields.items():
+            if get_origin(more.annotation) is dict:
+                group, title = _section_of(f"{header}.{inner}", more)
+                parts += [f"\n### [{title}]\n", *_described(more), *_table(group)]
     return "\n".join(parts) + "\n"
 
 
@@ -50,6 +54,8 @@ def _table(section: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | kind | |"
     yield "|---|---|---|---|---|"
     for name, info in section.model_fields.items():
+        if get_origin(info.annotation) is dict:  # a table of its own
+            continue
         cells = (f"`{name}`", _type(info), _default(info), _kind(info), _one_line(info.description or ""))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from common import bus as buses
 from common.config import RunConfig
-from common.errors import RefluxError, UserError
+from common.errors import ConfigError, RefluxError, UserError
 from deploy.lock import only_supervisor
 from deploy.preflight import preflight
 from deploy.process import Process
@@ -33,6 +34,7 @@ from deploy.screen import Screen, open_screen
 from deploy.server import Served, served
 from deploy.supervisor import Ended, Running, Supervisor
 from deploy.target import saved_config
+from deploy.targets import write_targets
 from deploy.watch import Watch
 from learner.collapse import known_collapse
 from learner.directory import RunDirectory
@@ -45,6 +47,14 @@ class Spawn(Protocol):
 
     def __call__(self, config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Running:
         """`file` is the run's resolved configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Where the roles run, if not as processes of this one; `servers` are kept alive like them."""
+
+    spawn: Spawn
+    servers: Sequence[RoleSpec] = ()
 
 
 class RunFailed(RefluxError):
@@ -64,10 +74,11 @@ async def run_async(
     fresh: bool = False,
     take_over: bool = False,
     skip_preflight: bool = False,
-    spawn: Spawn | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Result:
-    """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live; `spawn`
-    starts a role elsewhere than as a process of this one, and there as many scorers as [cluster] allows."""
+    """The same in a running event loop; SIGINT and SIGTERM drain the run. `take_over`: although a learner's lease may still live;
+    `elsewhere` there are as many scorers as [cluster] allows."""
+    _check_addresses(config)
     with only_supervisor(config.directory):
         if fresh:
             await _forget(config, force=take_over)
@@ -81,18 +92,25 @@ async def run_async(
         if warning := known_collapse(config):
             screen.say(f"warning: {warning}")
         with _stops_on_signals() as stopping, saved_config(config) as file:
-            start = _forcing(spawn or _spawn, take_over=take_over)
-            return await _run_here(config, directory, file, screen, stopping, start, scales=spawn is not None)
+            start = _forcing(elsewhere.spawn if elsewhere else _spawn, take_over=take_over)
+            servers = elsewhere.servers if elsewhere else None
+            return await _run_here(config, directory, file, screen, stopping, start, servers)
 
 
 async def _run_here(
-    config: RunConfig, directory: RunDirectory, file: Path, screen: Screen, stopping: asyncio.Event, spawn: Spawn, *, scales: bool
+    config: RunConfig,
+    directory: RunDirectory,
+    file: Path,
+    screen: Screen,
+    stopping: asyncio.Event,
+    spawn: Spawn,
+    servers: Sequence[RoleSpec] | None,
 ) -> Result:
     began, before = time.monotonic(), _own_cpu_s()
     spent: dict[str, float] = {}
     try:
         async with served(config, screen.say) as server:
-            ended = await _supervise(config, file, screen, stopping, server, spent, spawn, scales=scales)
+            ended = await _supervise(config, file, screen, stopping, server, spent, spawn, servers)
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:
@@ -114,13 +132,12 @@ async def _supervise(
     server: Served,
     spent: dict[str, float],
     spawn: Spawn,
-    *,
-    scales: bool,
+    servers: Sequence[RoleSpec] | None,
 ) -> Ended:
     async with buses.connect(config, name=f"supervisor-{uuid.uuid4().hex[:12]}", role="operator") as bus:
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
-            specs=wanted(config, lambda: watch.looks, screen.say, scales=scales),
+            specs=wanted(config, lambda: watch.looks, screen.say, servers=servers),
             spawn=lambda spec, again: spawn(config, file, spec, take_over=again or server.own),
             progress=lambda: watch.progress,
             say=screen.say,
@@ -133,12 +150,24 @@ async def _supervise(
                 tasks.create_task(watch.run(), name="watch"),
                 tasks.create_task(server.keep(lambda: watch.progress), name="server"),
             ]
+            if servers is not None:
+                background.append(tasks.create_task(write_targets(config.directory, lambda: watch.latest), name="metrics targets"))
             ended = await supervisor.run(stopping)
             for task in background:
                 task.cancel()
     if server.own:
         spent["server"] = server.cpu_s()
     return ended
+
+
+def _check_addresses(config: RunConfig) -> None:
+    """Only on a cluster do [cluster.servers] get theirs."""
+    for name in config.cluster.servers:
+        if not (config.producer if name == "student" else config.teachers[name]).urls:
+            key = "producer" if name == "student" else f"teachers.{name}"
+            raise ConfigError(
+                f"cluster.servers.{name} is started by `reflux up --ray` alone: start the servers yourself and name {key}.urls"
+            )
 
 
 def _forcing(spawn: Spawn, *, take_over: bool) -> Spawn:

@@ -24,14 +24,18 @@ class RoleSpec:
     index: int
     nice: int
     arguments: tuple[str, ...] = ()
+    owner: str = ""  # of a server: whose
+    program: tuple[str, ...] = ()  # of a server
 
     @property
     def name(self) -> str:
         """As it appears in messages and as its log is named."""
-        return f"{self.role}-{self.index}"
+        return "-".join(part for part in (self.owner, self.role, str(self.index)) if part)
 
     def command(self, config_file: Path, *more: str) -> list[str]:
         """The role's own command line, which works by hand as well."""
+        if self.program:
+            return list(self.program)
         module = "learner" if self.role == "learner" else f"{self.role}s"
         return [sys.executable, "-m", module, "--config", str(config_file), *self.arguments, *more]
 

@@ -87,10 +87,16 @@ class Scaling:
 
 
 def wanted(
-    config: RunConfig, looks: Callable[[], tuple[Snapshot, Snapshot]], say: Callable[[str], None], *, scales: bool
+    config: RunConfig,
+    looks: Callable[[], tuple[Snapshot, Snapshot]],
+    say: Callable[[str], None],
+    *,
+    servers: Sequence[RoleSpec] | None,
 ) -> Callable[[], Sequence[RoleSpec]]:
-    """As many scorers as are asked for, or, where the run `scales` and cluster.scorers_max says so, as are needed."""
-    if scales and config.cluster.scorers_max:
-        return Scaling(config=config, looks=looks, say=say).specs
-    specs = role_specs(config)
+    """As many scorers as are asked for, or, on a cluster where cluster.scorers_max says so, as are needed; with its servers, which are
+    None on this machine."""
+    if servers is not None and config.cluster.scorers_max:
+        scaling = Scaling(config=config, looks=looks, say=say)
+        return lambda: [*servers, *scaling.specs()]
+    specs = [*(servers or ()), *role_specs(config)]
     return lambda: specs

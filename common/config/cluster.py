@@ -9,6 +9,19 @@ from pydantic import model_validator
 from common.config.sections import Seconds, Section, operational
 
 
+class ServerGroup(Section):
+    """Servers that `reflux up --ray` starts for a teacher, or for the student."""
+
+    command: str = operational(..., min_length=1)
+    """What starts one; `{host}` and `{port}` are filled in, `{python}` is the interpreter that runs Reflux."""
+    count: int = operational(1, ge=1)
+    """How many."""
+    cpus: float = operational(1.0, ge=0)
+    """CPUs of each."""
+    gpus: float = operational(1.0, ge=0)
+    """GPUs of each."""
+
+
 class ClusterSection(Section):
     """What `reflux up --ray` reserves; fractions share a device."""
 
@@ -32,6 +45,8 @@ class ClusterSection(Section):
     """Scorers are added when rollouts wait for longer than this while the learner is idle."""
     scale_cool_down_s: Seconds = operational(30.0)
     """Between two changes of their number; after four of these without waiting rollouts there is one less."""
+    servers: dict[str, ServerGroup] = operational({})
+    """By name of the teacher, or `student`: SGLang servers that are started with the run; their addresses become its urls."""
     patience_s: float = operational(60.0, ge=0)
     """How long `reflux up` waits for nodes with the resources that the roles ask for."""
 

@@ -116,8 +116,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _servers(self) -> Self:
-        for key, section in (("producer", self.producer), *((f"teachers.{name}", teacher) for name, teacher in self.teachers.items())):
-            check_servers(key, section)
+        placed = self.cluster.servers
+        if unknown := placed.keys() - {"student", *self.teachers}:
+            raise ValueError(
+                f"cluster.servers.{min(unknown)} is for no teacher of this run: name one of {', '.join(self.teachers)}, or student"
+            )
+        check_servers("producer", self.producer, placed="student" in placed)
+        for name, teacher in self.teachers.items():
+            check_servers(f"teachers.{name}", teacher, placed=name in placed)
         if self.producer.kind == "sglang":
             check_sampling_by_servers(self.sampling, self.producer, deterministic=self.run.deterministic)
         return self

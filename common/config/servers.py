@@ -9,11 +9,13 @@ from common.config.sections import ProducerSection, SamplingSection, ServersSect
 _URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
-def check_servers(key: str, section: ServersSection) -> None:
-    """Addresses and keys of one role; raises ValueError."""
+def check_servers(key: str, section: ServersSection, *, placed: bool = False) -> None:
+    """Addresses and keys of one role; raises ValueError. `placed`: the addresses are known when [cluster.servers] are."""
+    if placed and section.kind != "sglang":
+        raise ValueError(f'[cluster.servers] starts servers for {key}: write {key}.kind = "sglang" too')
     if section.kind == "torch" and section.urls:
         raise ValueError(f'{key}.urls is for servers: write {key}.kind = "sglang" too, or leave the addresses out')
-    if section.kind == "sglang" and not section.urls:
+    if section.kind == "sglang" and not section.urls and not placed:
         raise ValueError(f'{key}.kind = "sglang" needs {key}.urls = ["http://HOST:PORT", …]')
     for url in section.urls:
         if not _URL.fullmatch(url):

@@ -20,8 +20,8 @@ CONFIG = ROOT / "examples/arithmetic/run.toml"
 STEPS = 30
 
 
-def command(word: str, runs: Path, *more: str) -> list[str]:
-    settings = {
+def command(word: str, runs: Path, *more: str, **changed: object) -> list[str]:
+    settings: dict[str, object] = {
         "run.dir": runs,
         "run.name": "ray",
         "learner.steps": STEPS,
@@ -31,6 +31,7 @@ def command(word: str, runs: Path, *more: str) -> list[str]:
         "cluster.learner_cpus": 0.5,
         "cluster.producer_cpus": 0.5,
         "cluster.scorer_cpus": 0.25,
+        **{key.replace("__", "."): value for key, value in changed.items()},
     }
     pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return [sys.executable, "-m", "deploy", word, str(CONFIG), *pairs, *more]
@@ -102,7 +103,67 @@ def test_a_cluster_s_nodes_need_a_server_that_they_all_reach(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_roles_that_have_no_place_are_named_with_what_they_ask_for(tmp_path: Path) -> None:
-    line = command("up", tmp_path, "--ray", "local", "--set", "cluster.scorer_gpus=3")
+    line = command("up", tmp_path, "--ray", "local", cluster__scorer_gpus=3, cluster__patience_s=1)
     done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "ask for 3 GPU, the Ray cluster has 0: add nodes" in done.stderr
+    assert "waits up to 1 s for room: the roles of this run ask for 3 GPU, the Ray cluster has 0 (0 free)" in done.stdout
+    assert "ask for 3 GPU, the Ray cluster has 0 (0 free); waited 1 s (cluster.patience_s): add nodes" in done.stderr
+
+
+SERVER = "{python} -m deploy.sglang_standin --model %s --host {host} --port {port}" % (ROOT / "examples/arithmetic/models/teacher")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_scorers_become_four_when_rollouts_wait_for_a_teacher_on_servers_that_ray_started(tmp_path: Path) -> None:
+    """Each scorer may ask eight times a second: what two of them score leaves the learner idle."""
+    changed = {
+        "learner__batch_size": 16,
+        "evaluation__prompts": 32,
+        "teachers__arithmetic__kind": "sglang",
+        "teachers__arithmetic__requests_per_s": 8,
+        "scorer__count": 2,
+        "scorer__lease_tokens": 512,
+        "cluster__servers__arithmetic__command": SERVER,
+        "cluster__servers__arithmetic__count": 2,
+        "cluster__servers__arithmetic__cpus": 0.1,
+        "cluster__servers__arithmetic__gpus": 0,
+        "cluster__scorers_min": 2,
+        "cluster__scorers_max": 4,
+        "cluster__scorer_cpus": 0.1,
+        "cluster__scale_age_s": 1,
+        "cluster__scale_cool_down_s": 5,
+    }
+    line = command("up", tmp_path, "--ray", "local", **changed)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "teacher arithmetic has 4 scorers from now on, not 2: rollouts wait" in done.stdout
+    logs = tmp_path / "ray/logs"
+    assert all("is ready" in (logs / f"scorer-{n}.log").read_text() for n in range(4))
+    assert all("listening on" in (logs / f"arithmetic-server-{n}.log").read_text() for n in range(2))
+    result = json.loads((tmp_path / "ray/result.json").read_text())
+    assert (result["ledger"]["applied"], result["ledger"]["dead"]) == (STEPS * 16, 0)
+    audit = subprocess.run(command("audit", tmp_path, **changed), env=environment, capture_output=True, text=True, check=False)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_before_it_answers_is_named_with_its_last_words(tmp_path: Path) -> None:
+    changed = {
+        "teachers__arithmetic__kind": "sglang",
+        "cluster__servers__arithmetic__command": "{python} -c 'raise SystemExit(\"no such model\")'",
+        "cluster__servers__arithmetic__cpus": 0.1,
+        "cluster__servers__arithmetic__gpus": 0,
+    }
+    line = command("up", tmp_path, "--ray", "local", **changed)
+    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "arithmetic-server-0 ended by itself (no such model): correct cluster.servers.arithmetic.command" in done.stderr
+
+
+def test_servers_of_a_cluster_are_not_started_elsewhere(tmp_path: Path) -> None:
+    line = command("run", tmp_path, teachers__arithmetic__kind="sglang", cluster__servers__arithmetic__command="serve")
+    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cluster.servers.arithmetic is started by `reflux up --ray` alone" in done.stderr

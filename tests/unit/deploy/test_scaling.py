@@ -76,7 +76,7 @@ def test_a_backlog_brings_scorers_once_per_cool_down_and_says_so() -> None:
 
 def test_without_bounds_or_off_the_cluster_there_are_as_many_as_the_configuration_says() -> None:
     pair = look(0), look(0)
-    assert len(wanted(CONFIG, lambda: pair, print, scales=False)()) == 3
+    assert len(wanted(CONFIG, lambda: pair, print, servers=None)()) == 3
     unbounded = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"scorers_max": 0})})
-    assert len(wanted(unbounded, lambda: pair, print, scales=True)()) == 3
-    assert len(wanted(CONFIG, lambda: pair, print, scales=True)()) == 4
+    assert len(wanted(unbounded, lambda: pair, print, servers=())()) == 3
+    assert len(wanted(CONFIG, lambda: pair, print, servers=())()) == 4
