@@ -51,6 +51,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "replay": lambda: commands.replay(config),
         "export": lambda: commands.export(config, arguments.out),
         "report": lambda: commands.report(config, arguments.out),
+        "trace": lambda: commands.trace(config, arguments.seqs, arguments.out),
         "plan": lambda: _plan(config, arguments),
         "acl": lambda: commands.acl(config),
         "dead": lambda: _dead(config, arguments),

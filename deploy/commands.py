@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,6 +190,17 @@ def report(config: RunConfig, out: Path | None) -> int:
     file = out or config.directory / "report.html"
     count = write_report(config, file)
     _say(Console(), f"{file} shows the run and {count} of its rollouts, token by token: open it in a browser")
+    return 0
+
+
+def trace(config: RunConfig, seqs: Sequence[int], out: Path | None) -> int:
+    """`reflux trace`."""
+    from deploy.trace import write_trace
+
+    _must_hold_a_run(config)
+    file = out or config.directory / "trace.json"
+    count = write_trace(config, seqs, file)
+    _say(Console(), f"{file} shows the lives of {count} samples: open it in https://ui.perfetto.dev or chrome://tracing")
     return 0
 
 
