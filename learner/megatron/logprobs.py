@@ -1,8 +1,9 @@
 """Log-probabilities of chosen ids straight from hidden states: [N, V] never exists as one tensor.
 
 Guarantee: exact log-softmax at temperature 1 in float32, and its exact gradient, for a vocabulary that may be divided over
-tensor-parallel ranks (rank r holds rows r*V/size .. (r+1)*V/size - 1 of the output weight). Logits live for one chunk of
-rows at a time; backward computes them again from the saved log-sum-exp.
+tensor-parallel ranks (rank r holds rows r*V/size .. (r+1)*V/size - 1 of the output weight; rows of ids that do not exist
+fill up the last ranks and are no part of the softmax). Logits live for one chunk of rows at a time; backward computes them
+again from the saved log-sum-exp.
 
 Shapes: N rows, H hidden size, V vocabulary on this rank, M ids asked per row, C rows of one chunk.
 With p = softmax(z): d log p_j / d z = 1[j] - p, so a row's logit gradient is scatter(g at ids) - p * sum(g).
@@ -21,11 +22,18 @@ CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 64 MiB of float32
 
 
 def chosen_logprobs(
-    hidden_NH: torch.Tensor, weight_VH: torch.Tensor, ids_NM: torch.Tensor, group: dist.ProcessGroup | None = None
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    ids_NM: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    vocabulary: int | None = None,
 ) -> torch.Tensor:
-    """log p(ids_NM) as float32 [N, M]; ids_NM are global ids (int64). Every rank of `group` gets the same result."""
+    """log p(ids_NM) as float32 [N, M]; ids_NM are global ids (int64), below `vocabulary` where the weight has padding rows. Every rank of
+    `group` gets the same result."""
     rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
     parallel, first_id = group if size > 1 else None, rank * weight_VH.shape[0]
+    if vocabulary is not None:
+        weight_VH = weight_VH[: max(0, vocabulary - first_id)]
     logp_NM: torch.Tensor = _Chosen.apply(hidden_NH, weight_VH, ids_NM, parallel, first_id)  # type: ignore[no-untyped-call]
     return logp_NM
 

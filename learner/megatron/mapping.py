@@ -19,7 +19,7 @@ class Layout(Enum):
     """How one Megatron tensor is made of Hugging Face tensors and divided over tensor-parallel ranks."""
 
     REPLICATED = "the same on every rank"
-    ROWS = "divided along dimension 0"
+    VOCABULARY = "filled up with zeros until every rank has as many rows, divided along dimension 0"
     COLUMNS = "divided along dimension 1"
     QKV = "per group of query heads: its queries, its key, its value; groups divided along dimension 0"
     GATE_UP = "each rank's part of the gate, then its part of the up projection"
@@ -41,12 +41,12 @@ class Rule:
 
 def rules(architecture: Architecture, *, fused_norms: bool) -> Iterator[Rule]:
     """Every parameter of the model; `fused_norms` names them as Transformer Engine's fused layers do."""
-    yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.ROWS)
+    yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
     for index in range(architecture.layers):
         yield from _layer_rules(architecture, index, fused_norms=fused_norms)
     yield Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Layout.REPLICATED)
     if not architecture.tied:
-        yield Rule("output_layer.weight", ("lm_head.weight",), Layout.ROWS)
+        yield Rule("output_layer.weight", ("lm_head.weight",), Layout.VOCABULARY)
 
 
 def _layer_rules(architecture: Architecture, index: int, *, fused_norms: bool) -> Iterator[Rule]:
@@ -68,13 +68,19 @@ def _layer_rules(architecture: Architecture, index: int, *, fused_norms: bool) -
     yield Rule(f"{mlp}.linear_fc2.weight", (f"{theirs}.mlp.down_proj.weight",), Layout.COLUMNS)
 
 
+def padded(vocabulary: int, size: int) -> int:
+    """Rows of the embeddings where `size` tensor-parallel ranks hold as many each."""
+    return -(-vocabulary // size) * size
+
+
 def split(rule: Rule, parts: Sequence[torch.Tensor], architecture: Architecture, *, rank: int, size: int) -> torch.Tensor:
     """The share of tensor-parallel `rank` of `size`; `parts` are the rule's Hugging Face tensors in order."""
     match rule.layout:
         case Layout.REPLICATED:
             return parts[0]
-        case Layout.ROWS:
-            return parts[0].chunk(size, 0)[rank]
+        case Layout.VOCABULARY:
+            missing = padded(architecture.vocabulary, size) - architecture.vocabulary
+            return torch.nn.functional.pad(parts[0], (0, 0, 0, missing)).chunk(size, 0)[rank]
         case Layout.COLUMNS:
             return parts[0].chunk(size, 1)[rank]
         case Layout.GATE_UP:
@@ -89,8 +95,11 @@ def join(rule: Rule, shards: Sequence[torch.Tensor], architecture: Architecture)
     match rule.layout:
         case Layout.REPLICATED:
             parts = [shards[0]]
-        case Layout.ROWS | Layout.COLUMNS:
-            parts = [shards[0] if len(shards) == 1 else torch.cat(list(shards), rule.layout.divided_dimension or 0)]
+        case Layout.COLUMNS:
+            parts = [shards[0] if len(shards) == 1 else torch.cat(list(shards), 1)]
+        case Layout.VOCABULARY:
+            whole = shards[0] if len(shards) == 1 else torch.cat(list(shards))
+            parts = [whole[: architecture.vocabulary]]
         case Layout.GATE_UP:
             halves = [shard.chunk(2, 0) for shard in shards]
             parts = [torch.cat([half[side] for half in halves]) for side in (0, 1)]

@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
 from learner.megatron.attention import PackedSequences, PaddedAttention
-from learner.megatron.mapping import rules
+from learner.megatron.mapping import padded, rules
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
 from learner.megatron.rows import take_rows
@@ -60,7 +60,7 @@ class Student(GPTModel):  # type: ignore[misc]
 
     @property
     def output_weight(self) -> torch.Tensor:
-        """This rank's rows of the output layer, [V/tp, H]; the embedding when tied."""
+        """This rank's rows of the output layer, [V/tp, H], padding rows included; the embedding when tied."""
         tied: bool = self.share_embeddings_and_output_weights
         weight: torch.Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         return weight
@@ -70,14 +70,13 @@ def build_student(
     architecture: Architecture, *, dtype: torch.dtype, tensor_parallel: int, recompute: bool
 ) -> tuple[Student, TransformerConfig]:
     """An uninitialised student for this rank; ConfigError where the sizes cannot be divided."""
-    for name, count in (("key/value heads", architecture.kv_heads), ("vocabulary entries", architecture.vocabulary)):
-        if count % tensor_parallel:
-            raise ConfigError(f"{count} {name} cannot be divided over {tensor_parallel} tensor-parallel ranks")
+    if architecture.kv_heads % tensor_parallel:
+        raise ConfigError(f"{architecture.kv_heads} key/value heads cannot be divided over {tensor_parallel} tensor-parallel ranks")
     config = _configuration(architecture, dtype, tensor_parallel, recompute=recompute)
     student = Student(
         config=config,
         transformer_layer_spec=_layers(architecture),
-        vocab_size=architecture.vocabulary,
+        vocab_size=padded(architecture.vocabulary, tensor_parallel),
         max_sequence_length=architecture.positions,
         share_embeddings_and_output_weights=architecture.tied,
         position_embedding_type="rope" if has_transformer_engine() else "none",  # PaddedAttention rotates by itself

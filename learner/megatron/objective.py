@@ -28,13 +28,14 @@ class Objective:
 
     loss: LossFunction
     group: dist.ProcessGroup  # tensor parallel
+    vocabulary: int  # ids that exist
 
     def __call__(self, batch: MicroBatch, hidden_RH: torch.Tensor, weight_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Sums]:
         """Summed loss, trained tokens (int32), sums to report. An empty micro-batch has a loss of 0 that depends on nothing."""
         tokens = torch.tensor(batch.trained, dtype=torch.int32, device=hidden_RH.device)
         if not batch.trained:
             return hidden_RH.sum() * 0.0, tokens, {}
-        logp_RM = chosen_logprobs(hidden_RH, weight_VH, batch.ids_RM, self.group)
+        logp_RM = chosen_logprobs(hidden_RH, weight_VH, batch.ids_RM, self.group, self.vocabulary)
         total = torch.zeros((), device=hidden_RH.device)
         sums: dict[str, torch.Tensor] = {}
         for view in batch.views:

@@ -90,7 +90,7 @@ class MegatronTrainer:
         groups = within_budget([sample.length for sample in batch], self._settings.token_budget)
         count = _agreed_maximum(len(groups))
         groups += [[] for _ in range(count - len(groups))]
-        objective = Objective(loss, parallel_state.get_tensor_model_parallel_group())
+        objective = Objective(loss, parallel_state.get_tensor_model_parallel_group(), self._parts.architecture.vocabulary)
         sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective, laps)
         totals = _over_ranks(
             _totals(sums)

@@ -23,11 +23,12 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
         tied: bool = True,
         dtype: torch.dtype = torch.float32,
         rope: dict[str, object] | None = None,
+        vocabulary: int = VOCABULARY,
         **options: object,
     ) -> Path:
         config = AutoConfig.for_model(
             family,
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import rank_program
-from megatron_cases import MakeStudent, MakeTrainer, samples_of, squared_distance
+import torch
+from megatron_cases import VOCABULARY, MakeStudent, MakeTrainer, samples_of, squared_distance
 
 ROOT = Path(__file__).parents[4]
 
@@ -35,11 +36,11 @@ def launch(student: Path, directory: Path, *, ranks: int, tensor_parallel: int =
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
+@pytest.mark.parametrize(("tensor_parallel", "vocabulary"), [(1, VOCABULARY), (2, VOCABULARY + 1)])
 def test_two_processes_find_the_losses_of_one(
-    tensor_parallel: int, tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+    tensor_parallel: int, vocabulary: int, tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
 ) -> None:
-    student = make_student("qwen3", tied=True)
+    student = make_student("qwen3", tied=True, vocabulary=vocabulary)
     first, second = launch(student, tmp_path / "two", ranks=2, tensor_parallel=tensor_parallel)
     trainer = make_trainer(student)
     alone = [trainer.step(samples_of(6, seed=step), squared_distance, 1e-2) for step in range(rank_program.STEPS)]
@@ -48,6 +49,9 @@ def test_two_processes_find_the_losses_of_one(
         assert theirs == pytest.approx(ours, rel=1e-5)
         assert theirs == others
     assert (first["exported"], second["exported"]) == (24, 0)
+    exported = trainer.export(torch.float32)
+    assert len(exported["model.embed_tokens.weight"]) == vocabulary
+    assert first["checksum"] == pytest.approx(sum(float(tensor.double().abs().sum()) for tensor in exported.values()), rel=1e-5)
 
     continued = make_trainer(student)  # one rank goes on where two stopped
     continued.load(tmp_path / "two" / "state")
