@@ -87,13 +87,16 @@ class ByHand:
 
     def start(self, module: str, *arguments: str, program: str = "") -> Role:
         """`python -m MODULE`, or the test program PROGRAM in its place."""
-        log = self.example.runs.parent / f"{len(self.roles)}-{module}.log"
         sets = [f"--set={key}={value}" for key, value in {**self.example.settings, "run.dir": self.example.runs}.items()]
         what = [str(Path(__file__).with_name(program))] if program else ["-m", module]
+        return self.start_command([sys.executable, *what, "--config", str(CONFIG), *sets, *arguments], module)
+
+    def start_command(self, command: list[str], name: str = "command") -> Role:
+        """Any other process of the run."""
+        log = self.example.runs.parent / f"{len(self.roles)}-{name}.log"
         with log.open("wb") as out:
-            command = [sys.executable, *what, "--config", str(CONFIG), *arguments, *sets]
             process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
-        self.roles.append(Role(module, process, log))
+        self.roles.append(Role(name, process, log))
         return self.roles[-1]
 
     @property
