@@ -113,6 +113,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """The evaluations that asked anything, in order."""
+    return [line for line in _lines(path) if line["n"]]
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -134,6 +139,5 @@ def write_tensorboard(directory: RunDirectory) -> None:
             numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name not in {"step", "at"}}
             for name, value in numbers.items():
                 writer.add_scalar(name, value, line["step"], walltime=line["at"])
-        for line in _lines(directory.evaluations):
-            if line["n"]:
-                writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])
+        for line in read_evaluations(directory.evaluations):
+            writer.add_scalar("pass_at_1", line["pass_at_1"], line["step"], walltime=line["at"])

@@ -40,6 +40,7 @@ from learner.publish import Publisher
 from learner.result import result_of
 from learner.resume import Resumed, resume
 from learner.terms import claim_term
+from learner.wandb_run import check_wandb, write_wandb
 
 _CENSUS_S = 2.0
 _GOODBYE_S = 10.0
@@ -79,6 +80,7 @@ async def learn(
 ) -> None:
     """The learner's body. `beside`: watches whose failure is the run's failure."""
     config, directory = worker.config, RunDirectory(worker.config.directory)
+    check_wandb(config)
     parts = await asyncio.to_thread(material, config)
     directory.open(config, {"data.prompts": parts.prompts.fingerprint, "data.eval_prompts": parts.questions.fingerprint})
     lease_s = config.bus.lease_s
@@ -210,7 +212,7 @@ class _Life:
         return manifest if manifest is not None and manifest.version in await self._parts.store.versions() else None
 
     async def _finish(self) -> None:
-        """model/, TensorBoard's files, and last result.json: with it the run is done. A learner that was superseded writes none of them."""
+        """model/, event files, and last result.json: with it the run is done. A learner that was superseded writes none of them."""
         config, best, bus = self._worker.config, self._keeping.best(), self._worker.bus
         await bus.hold(self._line.term, self._worker.name, config.bus.lease_s)
         if best is None:
@@ -220,6 +222,7 @@ class _Life:
         with self._worker.pulse.cpu("checkpoint"):
             await asyncio.to_thread(export_model, config.model.student, tensors, config.weights.dtype, self._directory.model)
         await asyncio.to_thread(write_tensorboard, self._directory)
+        await asyncio.to_thread(write_wandb, config, self._directory)
         await self._count()
         state = await bus.state()
         if state.term > self._line.term:

@@ -165,6 +165,8 @@ class LearnerSection(Section):
     """How many checkpoints stay."""
     record: bool = operational(True)
     """Keep the whole journal (audit, replay and export need it); false deletes segments older than the oldest checkpoint."""
+    wandb: str = operational("")
+    """Weights & Biases project for which a finished run leaves an offline run in its directory, for `wandb sync`; empty = none."""
     max_attempts: Positive = operational(3)
     """A sample that failed so often goes to the dead letters."""
     nice: int = operational(0, ge=0, le=19)
