@@ -42,8 +42,9 @@ def test_an_architecture_that_the_learner_cannot_train(example, tmp_path: Path) 
     assert "GPT2ForCausalLM" in refused(example, "run", "--dry-run")
 
 
-def test_an_inert_teacher(example) -> None:
-    example.settings["teachers.arithmetic.path"] = STUDENT
+def test_a_teacher_with_the_weights_of_the_student(example, tmp_path: Path) -> None:
+    shutil.copytree(STUDENT, tmp_path / "teacher")
+    example.settings["teachers.arithmetic.path"] = tmp_path / "teacher"
     example.settings["teachers.arithmetic.dtype"] = "float32"
     assert refused(example).startswith("reflux: scorer: teacher")
 
