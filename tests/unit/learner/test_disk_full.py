@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
+from contextlib import suppress
 from functools import partial
+from itertools import count
 
 import pytest
 from disk_of_its_own import small_disk
@@ -116,6 +117,7 @@ async def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk)
         life = asyncio.create_task(run.life(trainer=Filling()))
         async with asyncio.timeout(60):
             while run.worker is None or "obstacle" not in run.worker.pulse.report().gauges:
+                assert not life.done(), life.exception()
                 await asyncio.sleep(0.01)
         report = run.worker.pulse.report()
         assert report.state in {"waits for disk", "waits for weight store"}
@@ -129,6 +131,18 @@ async def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk)
         await run.check()
 
 
+def unplug(directory):
+    """A file lies where the directory was, also while a version is being written into it."""
+    for number in count():
+        with suppress(FileNotFoundError):
+            directory.rename(directory.with_name(f"unplugged-{number}"))
+        try:
+            directory.write_text("not mounted")
+        except IsADirectoryError:  # whoever writes a version has made it again
+            continue
+        return
+
+
 async def test_a_run_whose_weight_store_is_away_says_so_and_goes_on_when_it_is_back(tmp_path):
     run = World(tmp_path)
     away = run.config.weight_directory
@@ -136,14 +150,14 @@ async def test_a_run_whose_weight_store_is_away_says_so_and_goes_on_when_it_is_b
     class Unplugging(FakeTrainer):
         def step(self, record, samples, lr):
             if record.step == 2:
-                shutil.rmtree(away)
-                away.write_text("not mounted")
+                unplug(away)
             return super().step(record, samples, lr)
 
     async with run.workers():
         life = asyncio.create_task(run.life(trainer=Unplugging()))
         async with asyncio.timeout(60):
             while run.worker is None or run.worker.pulse.report().state != "waits for weight store":
+                assert not life.done(), life.exception()
                 await asyncio.sleep(0.01)
         assert str(away) in run.worker.pulse.report().gauges["obstacle"]
         assert not life.done()
