@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-weights bench-staleness bench-scaling soak example-models docs
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-weights bench-staleness bench-scaling test-gpu bench-gpu soak example-models docs
 .PHONY: constraints
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test: setup ## all tests but the slow ones
 
 test-all: setup ## all tests, the slow parity and fault suites included
 	$(BIN)/pytest -q $(ARGS)
+
+test-gpu: setup ## on a machine with CUDA: learner, teacher and engine compute what they compute on a CPU
+	$(BIN)/pytest -q tests/gpu $(ARGS)
 
 chaos: setup ## 500 faults on the arithmetic run: nothing lost, nothing applied twice (45 minutes; ARGS=--help)
 	$(BIN)/python tests/chaos $(ARGS)
@@ -61,6 +64,9 @@ bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; docs
 
 bench-weights: setup ## weight versions in full against deltas: bytes and times, synthetic and on a real run
 	$(BIN)/python -m benchmarks.weights $(ARGS)
+
+bench-gpu: setup ## on a machine with CUDA: tokens/s, MFU and peak memory of the three stages with random Qwen3 models of 1.7 and 4 B
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-staleness: setup ## pass@1 at forced lags, two losses, three seeds
 	$(BIN)/python -m benchmarks.staleness $(ARGS)
