@@ -59,7 +59,7 @@ def parse_scores(reply: Any, request: GenerateRequest, vocabulary: int) -> Score
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise BadReply("the prompt log-probabilities are no [log-probability, id, text] entries") from None
     _compare(echoed, asked, vocabulary)
-    rows = len(asked) - 1
+    rows = max(0, len(asked) - 1)
     if not request.top:
         return Scored(logprobs, np.zeros((rows, 0), np.int32), np.zeros((rows, 0), np.float32))
     ids, tops = _tops(meta, rows, request.top)

@@ -11,6 +11,7 @@ from common.sglang.reply import BadReply, parse_sampled, parse_scores
 from common.sglang.request import GenerateRequest
 
 SCORES = ["score_lsl_0", "score_lsl_1", "score_lsl_4", "score_lsl_9", "score_top2", "score_flat", "score_flat_b64", "score_temp05"]
+SCORES += ["router_score", "router_score_flat_b64"]
 ANSWERS = ["gen_logprob", "gen_logprob_top2", "fin_stop_token2", "skip_tokenizer_gen", "pause_retract_spans", "pause_inplace_spans"]
 FATAL = ["crash_oov_input_id", "crash_neg_input_id", "crash_lsl_minus2", "crash_top_gt_vocab", "crash_oov_stop_id"]
 
