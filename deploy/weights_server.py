@@ -32,7 +32,7 @@ def application(directory: Path, token: str) -> web.Application:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         said = request.headers.get("Authorization", "")
-        if token and not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
+        if token and not hmac.compare_digest(said.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
             return web.Response(status=401, text="the token is missing or wrong: weights.token_file\n")
         return await handler(request)
 

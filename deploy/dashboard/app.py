@@ -49,7 +49,11 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
         return JSONResponse(source.document(asked.get("epoch", ""), revision, edition))
 
     async def rollout(request: Request) -> Response:
-        found = await source.rollout(request.path_params["step"], request.path_params["seq"])
+        try:
+            step, seq = int(request.path_params["step"]), int(request.path_params["seq"])
+        except ValueError:  # also of thousands of digits
+            return PlainTextResponse("step and sample are numbers", 400)
+        found = await source.rollout(step, seq)
         return PlainTextResponse("there is no such rollout in the surviving model", 404) if found is None else JSONResponse(found)
 
     async def health(request: Request) -> Response:  # noqa: ARG001
@@ -64,7 +68,7 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
         routes=[
             Route("/", show),
             Route("/state", state),
-            Route("/rollouts/{step:int}/{seq:int}", rollout),
+            Route("/rollouts/{step}/{seq}", rollout),
             Route(_HEALTH, health),
         ],
         middleware=[

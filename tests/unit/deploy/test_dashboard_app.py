@@ -51,7 +51,8 @@ async def test_the_page_comes_whole_and_its_data_follow_as_json() -> None:
         assert json.loads((await ask(address + "state?epoch=e&revision=3&edition=2"))[1]) == {"asked": ["e", 3, 2]}
         assert json.loads((await ask(address + "rollouts/1/7"))[1]) == {"step": 1, "seq": 7}
         assert (await ask(address + "rollouts/2/7"))[0] == 404
-        assert (await ask(address + "state?revision=x"))[0] == 400
+        for wrong in ("state?revision=x", f"state?edition={'9' * 5000}", f"rollouts/1/{'9' * 5000}", "rollouts/1/x"):
+            assert (await ask(address + wrong))[0] == 400, wrong
         assert await ask(address + "healthz") == (200, "ok")
     assert not source.opened_now
 

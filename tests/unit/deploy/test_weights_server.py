@@ -62,6 +62,17 @@ async def test_without_the_token_nothing_is_read(root: Path, tmp_path: Path) -> 
             await wrong.fetch(manifest)
 
 
+async def test_a_token_of_any_bytes_is_refused(root: Path) -> None:
+    await written(root)
+    async with listening(root, token="right", host="127.0.0.1", port=0) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /versions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer r\xffght\r\nConnection: close\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_nothing_but_whole_versions_and_their_plain_files_is_shown(root: Path, tmp_path: Path) -> None:
     await written(root)
     (tmp_path / "secret").write_text("secret")
