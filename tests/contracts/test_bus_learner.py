@@ -130,15 +130,16 @@ async def test_a_higher_term_is_remembered(medium: Medium) -> None:
 
 async def test_a_second_learner_is_refused_while_the_first_lives(medium: Medium) -> None:
     first, second = await medium.bus(), await medium.bus()
-    await first.claim(1, "first", 0.3, False)
+    await first.claim(1, "first", 30.0, False)
     with pytest.raises(LearnerActive, match=r"first.*--take-over"):
         await second.claim(2, "second", 30.0, False)
-    await asyncio.sleep(0.2)
-    await first.hold(1, "first", 0.3)
-    await asyncio.sleep(0.2)
+    await first.hold(1, "first", 0.2)
+    await first.hold(1, "first", 30.0)
+    await asyncio.sleep(0.3)
     with pytest.raises(LearnerActive):
         await second.claim(2, "second", 30.0, False)
     assert (await first.state()).term == 1
+    await first.hold(1, "first", 0.1)
     await asyncio.sleep(0.2)
     await second.claim(2, "second", 30.0, False)
 

@@ -69,11 +69,11 @@ async def test_an_abandoned_entry_goes_to_another_worker_as_delivered_before(med
 
 
 async def test_a_renewed_lease_is_not_taken_over(medium: Medium) -> None:
-    slow, other = await medium.bus(lease_s=0.4), await medium.bus(lease_s=0.4)
+    slow, other = await medium.bus(lease_s=1.0), await medium.bus(lease_s=1.0)
     await start_run(slow, 2)
     leased = await slow.lease([TICKETS], 2, 0)
-    for _ in range(4):
-        await asyncio.sleep(0.2)
+    for _ in range(2):
+        await asyncio.sleep(0.6)
         assert await slow.renew(leased[:1]) == leased[:1]
     assert seqs(await other.lease([TICKETS], 10, 0)) == [1]
 

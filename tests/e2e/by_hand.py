@@ -74,7 +74,7 @@ class Role:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+        return self.process.wait(100)
 
 
 class ByHand:
@@ -118,7 +118,7 @@ class ByHand:
     def who_waits_for_whom(self) -> str:
         """The last line of `reflux status`."""
         command = self.example.command("status")
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().rpartition("\n")[2]
 

@@ -75,7 +75,7 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_run_goes_on_later(
     learner = example.process_of("learner")
     supervisor.kill()
     supervisor.wait()
-    learner.wait(20)
+    learner.wait(60)
     example.start("run")
     assert_finished_with_every_sample_applied_once(example)
 

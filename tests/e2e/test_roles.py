@@ -22,7 +22,7 @@ def assert_proven(example, steps: int) -> None:
 
 def sentence(role: Role, code: int) -> str:
     """The last thing that an ended role said."""
-    assert role.process.wait(60) == code, role.said
+    assert role.process.wait(100) == code, role.said
     assert "Traceback" not in role.said
     return role.last_line
 
@@ -52,7 +52,7 @@ def test_a_second_learner_is_refused_unless_it_takes_over_and_the_first_is_not_r
         begin = example.step
         example.wait_for(lambda: example.step > begin, "a step after the refusal")
         second = hand.start("learner", "--take-over")
-        assert run.wait(90) == 2, example.output()
+        assert run.wait(200) == 2, example.output()
         assert "has taken over this run" in example.output().splitlines()[-1]
         assert "learner-0 ended" not in example.output(), "it was started again"
         hand.wait_for(lambda: "waits  for=scored" in second.said, "the second learner to go on")

@@ -43,8 +43,9 @@ def test_with_a_producer_that_falls_behind_no_token_is_staler_than_s_1(example, 
     example.settings |= {"evaluation.prompts": 0, "producer.slots": 8}
     example.start("run", "--producers", "2")
     example.wait_for(lambda: example.step >= 2, "step 2")
+    example.wait_for(lambda: slowest_producer(example), "both producers")
     with slowed(slowest_producer(example), 0.1, period_s=0.2):
-        assert example.started[-1].wait(120) == 0, example.output()
+        assert example.started[-1].wait(200) == 0, example.output()
     result = proven_result(example)
     assert result["staleness"]["max"] == 1
     assert sum(result["staleness"]["histogram"].values()) == result["trained_tokens"]

@@ -77,7 +77,7 @@ def test_a_run_without_a_scorer_or_without_a_producer_says_so(example) -> None:
         window = 5 * example.settings["learner.batch_size"]
         hand.wait_for(example.directory.exists, "the run's directory")
         hand.wait_for(lambda: f"no scorer is there ({window} rollouts wait for one)" in hand.who_waits_for_whom(), "the missing scorer")
-        hand.wait_for(lambda: "waits  for=scored" in learner.said, "the learner to say what it waits for", 20)
+        hand.wait_for(lambda: "waits  for=scored" in learner.said, "the learner to say what it waits for")
         hand.start("scorers")
         hand.wait_for(lambda: example.step >= 1, "step 1")
         producer.process.kill()

@@ -114,6 +114,7 @@ def test_a_run_behind_users_tls_and_a_token_shows_no_secret(example, tmp_path: P
     tls = make_authority(tmp_path)
     example.settings |= {
         "learner.steps": 12,
+        "producer.slots": 2,  # it lasts while its processes are looked at
         "bus.password_file": str(tmp_path / "secrets" / "{run}-{role}"),
         "bus.url": "redis://127.0.0.1:1",
     }

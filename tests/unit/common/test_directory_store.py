@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,13 +167,18 @@ async def test_foreign_names_are_no_versions(root: Path) -> None:
 
 
 async def test_putting_does_not_block_the_event_loop(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = 0
-    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.05))
+    begun, go = threading.Event(), threading.Event()
+
+    def fsync(_: int) -> None:
+        begun.set()
+        assert go.wait(30), "the loop that lets it go on stands still"
+
+    monkeypatch.setattr(os, "fsync", fsync)
     writing = asyncio.create_task(_put(root))
-    while not writing.done():
+    while not begun.is_set():
         await asyncio.sleep(0.005)
-        ticks += 1
-    assert ticks >= 5
+    go.set()
+    await writing
 
 
 def test_the_store_needs_no_torch() -> None:

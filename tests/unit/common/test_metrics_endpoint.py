@@ -13,7 +13,7 @@ from common.pulse import Pulse
 
 def ask(address: str, method: str = "GET", path: str = "/metrics", token: str = "") -> tuple[int, bytes]:
     host = address.removeprefix("http://").removesuffix("/metrics")
-    connection = http.client.HTTPConnection(host, timeout=5)
+    connection = http.client.HTTPConnection(host, timeout=60)
     try:
         connection.request(method, path, headers={"Authorization": token} if token else {})
         answer = connection.getresponse()

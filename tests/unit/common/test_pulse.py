@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.request
 
 import pytest
@@ -23,9 +24,11 @@ def test_an_open_wait_is_the_state_and_counts_already() -> None:
 
 def test_cpu_seconds_count_work_and_not_sleep() -> None:
     pulse = Pulse()
+    began = time.monotonic()
     with pulse.cpu("forward"):
         sum(range(200_000))
-    assert 0 < pulse.report().cpu["forward"] < 5
+        time.sleep(0.3)
+    assert 0 < pulse.report().cpu["forward"] < time.monotonic() - began - 0.2
 
 
 def test_a_report_survives_the_wire_and_unknown_keys() -> None:
@@ -44,7 +47,7 @@ def test_prometheus_reads_the_pulse_at_each_scrape() -> None:
     with endpoint(pulse, "127.0.0.1", 0):
         pulse.add(samples=3)
         address = str(pulse.report().gauges["metrics"])
-        with urllib.request.urlopen(address, timeout=5) as reply:
+        with urllib.request.urlopen(address, timeout=60) as reply:
             text = reply.read().decode()
     assert 'reflux_count_total{role="learner",what="samples",worker="learner-1"} 3.0' in text
 

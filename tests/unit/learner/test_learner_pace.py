@@ -39,6 +39,14 @@ async def test_every_step_is_published_once_and_versions_grow(world):
     assert run.published() == [f"term000001-step{version.step:08}" for version in log[-3:]], "weights.keep"
 
 
+async def until(condition, life):
+    """Of a life that goes on meanwhile."""
+    async with asyncio.timeout(60):
+        while not condition():
+            assert not life.done(), life
+            await asyncio.sleep(0.005)
+
+
 async def test_a_publication_interval_wider_than_the_window_does_not_starve_the_run(world):
     run = world(max_staleness=1, weights={"publish_every": 5})
     async with run.workers():
@@ -53,7 +61,10 @@ async def test_a_straggler_is_masked_sampled_again_or_waited_for(world, straggle
     hand_off_slowly(run, slow, seq=1)
     async with run.workers():
         life = asyncio.create_task(run.life())
-        await asyncio.sleep(1.2)
+        if straggler == "wait":
+            await asyncio.sleep(1.2)
+        else:
+            await until(lambda: run.trainer and run.trainer.steps > 1, life)
         steps = run.trainer.steps
         slow.set()
         await asyncio.wait_for(life, 60)
@@ -105,7 +116,8 @@ async def test_while_an_evaluation_is_open_nothing_newer_is_published_and_traini
     run.answering.clear()
     async with run.workers():
         life = asyncio.create_task(run.life())
-        await asyncio.sleep(1.0)
+        await until(lambda: run.trainer and run.trainer.steps == 3, life)
+        await asyncio.sleep(0.3)
         assert run.version == Version(1, 0)
         assert run.trainer.steps == 3, "the window of three batches, then it waits"
         run.answering.set()
@@ -148,7 +160,7 @@ async def test_an_evaluation_that_nobody_answers_ends_with_its_deadlines(world):
 
 
 async def test_an_evaluation_does_not_wait_for_a_question_that_was_given_up(world):
-    run = world(questions=4, steps=2, evaluation={"deadline_s": 30.0})
+    run = world(questions=4, steps=2, evaluation={"deadline_s": 600.0})
 
     async def give_up(bus):
         while True:
@@ -165,7 +177,7 @@ async def test_an_evaluation_does_not_wait_for_a_question_that_was_given_up(worl
     async with run.workers(), run.connect("other") as bus, background(give_up(bus)):
         result = await run.finish()
     assert [one["n"] for one in result["evaluations"]] == [3, 3]
-    assert max(one["seconds"] for one in result["evaluations"]) < 6
+    assert max(one["seconds"] for one in result["evaluations"]) < 60
 
 
 async def test_the_best_version_is_what_is_exported_when_asked(world):
@@ -195,9 +207,8 @@ async def test_a_pause_stops_admission_and_names_it(world):
     async with run.workers(), run.connect("user") as bus:
         await bus.pause(True)
         life = asyncio.create_task(run.life())
-        await asyncio.sleep(0.8)
+        await until(lambda: run.worker and run.worker.pulse.report().state == "waits for admission", life)
         assert run.trainer.steps == 0
-        assert run.worker.pulse.report().state == "waits for admission"
         await bus.pause(False)
         await asyncio.wait_for(life, 60)
         await run.check()
@@ -220,8 +231,7 @@ async def test_a_starving_learner_names_what_it_waits_for(world, slow, cause):
         run.store.put = late
     async with run.workers():
         life = asyncio.create_task(run.life())
-        await asyncio.sleep(0.8)
-        assert run.worker.pulse.report().state == f"waits for {cause}"
+        await until(lambda: run.worker and run.worker.pulse.report().state == f"waits for {cause}", life)
         gate.set()
         run.sampling.set()
         await asyncio.wait_for(life, 60)
@@ -248,8 +258,7 @@ async def test_the_tally_is_read_where_it_is_counted(world, monkeypatch):
     run = world(steps=3, checkpoint_every=1)
     async with run.workers():
         life = asyncio.create_task(run.life())
-        while run.trainer is None or not run.trainer.steps:
-            await asyncio.sleep(0.005)
+        await until(lambda: run.trainer and run.trainer.steps, life)
         monkeypatch.setattr(Tally, "to_json", watched)
         await asyncio.wait_for(life, 60)
     assert set(threads) == {threading.main_thread()}, "a worker that joins changes its size"

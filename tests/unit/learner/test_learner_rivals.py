@@ -29,12 +29,12 @@ class SteppingTrainer(FakeTrainer):
     def step(self, record, samples, lr):
         if record.step == self.at:
             self.reached.set()
-            assert self.go.wait(20)
+            assert self.go.wait(60)
         return super().step(record, samples, lr)
 
 
 async def until(event):
-    assert await asyncio.to_thread(event.wait, 20)
+    assert await asyncio.to_thread(event.wait, 60)
 
 
 async def test_an_empty_server_in_mid_run_loses_and_repeats_nothing(world):

@@ -122,14 +122,14 @@ class Stage:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         worker, engine, store = self.worker, self.engine, self.store
         follower = WeightsFollower(bus=worker.bus, store=store, engine=engine, pulse=worker.pulse, poll_s=0.05)  # type: ignore[arg-type]
         producer = Producer(worker=worker, engine=engine, follower=follower, judge=FakeJudge())  # type: ignore[arg-type]
         task = asyncio.create_task(producer.run())
         try:
             async with asyncio.timeout(60):
-                yield
+                yield task
                 worker.stopping.set()
                 await task
         finally:
@@ -172,9 +172,10 @@ async def test_a_ticket_waits_for_the_weights_it_asks_for() -> None:
     await stage.publish(FIRST)
     async with stage.running():
         await stage.admit(2, Version(1, 3))
-        await asyncio.sleep(0.2)
+        while stage.worker.pulse.report().state != "waits for weights":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         assert await stage.backlog(rollouts("t")) == 0
-        assert stage.worker.pulse.report().state == "waits for weights"
         await stage.publish(Version(1, 3))
         await stage.until(rollouts("t"), 2)
 

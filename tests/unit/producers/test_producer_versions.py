@@ -16,7 +16,7 @@ async def test_a_ticket_of_another_version_ends_the_producer_and_stays() -> None
     for entry in stage.server.topics[TICKETS].values():
         entry.payload = entry.payload[:4] + b"\x02\x00" + entry.payload[6:]
     with pytest.raises(ExceptionGroup) as caught:
-        async with stage.running():
-            await asyncio.sleep(0.2)
+        async with stage.running() as life:
+            await asyncio.wait({life}, timeout=60)
     assert caught.group_contains(OtherSchema, match="run the same version everywhere")
     assert (await stage.backlog(TICKETS), await stage.learner.dead_letters()) == (2, {})

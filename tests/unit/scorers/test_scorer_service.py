@@ -1,6 +1,7 @@
 """The scorer's loop: one in, one out, whatever happens in between."""
 
 import asyncio
+import time
 
 import pytest
 from scorer_fakes import FakeTeacher, Server, config_of, fill, filled, scored, serving, worker_of
@@ -118,7 +119,9 @@ async def test_rollouts_that_arrive_while_the_teacher_is_busy_are_scored_togethe
         await teacher.began.wait()
         for first in range(1, 5):
             fill(server, 1, first=first)
-            await asyncio.sleep(0.03)
+            while len(worker.keeper) <= first:
+                await asyncio.sleep(0.01)
+            await settle_down()
         teacher.go()
         await server.until("scored", 5)
     assert teacher.batches == [[0], [1, 2, 3, 4]]
@@ -167,10 +170,13 @@ async def test_an_idle_scorer_waits_instead_of_spinning() -> None:
         return await lease(*arguments)
 
     worker.bus.lease = counted
+    began = time.monotonic()
     async with serving(worker, FakeTeacher("t")):
-        await asyncio.sleep(0.3)
-    assert 2 <= len(calls) <= 8
-    assert worker.pulse.report().waiting["rollouts"] > 0.2
+        while len(calls) < 4:
+            await asyncio.sleep(0.01)
+    waited = time.monotonic() - began
+    assert len(calls) <= 2 + waited / worker.config.service.heartbeat_s
+    assert 0 < worker.pulse.report().waiting["rollouts"] <= waited
 
 
 def test_the_only_teacher_need_not_be_named() -> None:
@@ -244,7 +250,7 @@ async def test_a_rollout_of_another_version_ends_the_scorer_and_stays() -> None:
         entry.payload = entry.payload[:4] + b"\x02\x00" + entry.payload[6:]
     worker = worker_of(server, config_of())
     with pytest.raises(ExceptionGroup) as caught:
-        async with serving(worker, FakeTeacher("t")):
-            await asyncio.sleep(0.1)
+        async with serving(worker, FakeTeacher("t")) as life:
+            await asyncio.wait({life}, timeout=60)
     assert caught.group_contains(OtherSchema, match="run the same version everywhere")
     assert (len(server.payloads("rollouts:t")), server.dead) == (2, {})
