@@ -112,6 +112,8 @@ def settings(config: RunConfig) -> TrainerSettings:
         max_grad_norm=optimizer.clip_grad,
         token_budget=config.learner.micro_batch_tokens,
         tensor_parallel=config.learner.tensor_parallel,
+        pipeline_parallel=config.learner.pipeline_parallel,
+        sequence_parallel=config.learner.sequence_parallel,
         recompute=config.learner.recompute,
         seed=config.run.seed,
         threads=config.service.torch_threads,

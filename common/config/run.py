@@ -129,12 +129,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        if self.learner.ranks % self.learner.tensor_parallel:
+    def _ranks(self) -> Self:
+        learner = self.learner
+        if learner.ranks % (learner.tensor_parallel * learner.pipeline_parallel):
             raise ValueError(
-                f"learner.ranks = {self.learner.ranks} processes cannot be divided into groups of learner.tensor_parallel = "
-                f"{self.learner.tensor_parallel}: make ranks a multiple of it"
+                f"learner.ranks = {learner.ranks} processes cannot be divided into groups of learner.tensor_parallel * "
+                f"learner.pipeline_parallel = {learner.tensor_parallel} * {learner.pipeline_parallel}: make ranks a multiple of it"
             )
+        if learner.sequence_parallel and learner.tensor_parallel == 1:
+            raise ValueError("learner.sequence_parallel = true divides what tensor-parallel ranks share: set learner.tensor_parallel too")
+        return self
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
         needed = self.window * self.largest_sample_bytes
         if needed > self.bus.max_bytes:
             raise ValueError(

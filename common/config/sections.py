@@ -154,9 +154,13 @@ class LearnerSection(Section):
     micro_batch_tokens: Positive = operational(8192)
     """Tokens (prompt + response) of one forward pass."""
     ranks: Positive = operational(1)
-    """Processes of the learner; `ranks / tensor_parallel` of them share the batch out."""
+    """Processes of the learner; `ranks / (tensor_parallel * pipeline_parallel)` replicas share the batch out."""
     tensor_parallel: Positive = operational(1)
     """Ranks over which every layer is divided, for a student too large for one device."""
+    sequence_parallel: bool = operational(False)
+    """With tensor_parallel: divide the activations between the divided parts of a layer too, over the tokens."""
+    pipeline_parallel: Positive = operational(1)
+    """Stages, of as many layers each as possible, that work on different micro-batches at once."""
     recompute: bool = operational(False)
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)

@@ -26,7 +26,8 @@ def learner_bytes(config: RunConfig, a: Architecture) -> int:
     learner = config.learner
     layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * a.intermediate + 4 * a.head_dim * (a.heads + a.kv_heads)
     tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
-    return (_STATE * parameters(a) + tokens * a.layers * layer * _FLOAT) // learner.tensor_parallel + _LOGITS + _PROCESS
+    shares = learner.tensor_parallel * learner.pipeline_parallel
+    return (_STATE * parameters(a) + tokens * a.layers * layer * _FLOAT) // shares + _LOGITS + _PROCESS
 
 
 def memory_here() -> tuple[int, str]:

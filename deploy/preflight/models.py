@@ -32,7 +32,7 @@ async def check_student(config: RunConfig) -> list[Finding]:
     needs, (there, what) = learner_bytes(config, architecture), memory_here()
     says = f"{architecture.family}; a learner rank takes about {_gb(needs)} GB by calculation, {what} has {_gb(there)} GB free"
     if needs > there:
-        advice = "raise learner.tensor_parallel, set learner.recompute = true, or lower learner.micro_batch_tokens"
+        advice = "raise learner.tensor_parallel or pipeline_parallel, set learner.recompute = true, or lower learner.micro_batch_tokens"
         return [Finding("learner", "warning", f"{says}: {advice}")]
     return [Finding("learner", "ok", says)]
 

@@ -6,10 +6,11 @@ to be in place before Megatron is first imported; importing `learner.megatron` s
 
 What is rewritten, and why:
 - the device name "cuda" and `torch.cuda.current_device()`: scratch tensors (token counts, norms, loss scales, gradient
-  buffers) are created on a device that is spelled out;
+  buffers, what stages and tensor-parallel ranks receive) are created on a device that is spelled out;
+- `torch.cuda.synchronize()`: after a stage has received;
 - "torch.cuda.FloatTensor" and its siblings: the optimizer and gradient clipping tell dtypes apart by the *name* of a
   tensor's type, which carries the device;
-- `x.cuda()`: optimizer state is moved to the device before ranks gather it for a checkpoint;
+- `x.cuda()`: optimizer state is moved to the device before ranks gather it for a checkpoint, and the embedding before two stages share it;
 - `torch.cuda.manual_seed`, `torch.cuda.get_rng_state` and the two functions in `_BODIES`: Megatron forks the device's
   random stream for parallel dropout and replays it when it recomputes activations; here the CPU's stream is the device's;
 - `torch.compile` in Megatron's `jit`: decorators of fused kernels, which only configurations for CUDA call, load the whole
@@ -32,16 +33,20 @@ _MODULES = frozenset(
     for name in (
         "distributed.param_and_grad_buffer",
         "jit",
+        "models.common.language_module.language_module",
         "optimizer.clip_grads",
         "optimizer.distrib_optimizer",
         "optimizer.optimizer",
+        "pipeline_parallel.p2p_communication",
         "pipeline_parallel.schedules",
+        "tensor_parallel.layers",
+        "tensor_parallel.mappings",
         "tensor_parallel.random",
         "utils",
     )
 )
 _LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
-_CALLS = {"torch.cuda.current_device": "'cpu'"}
+_CALLS = {"torch.cuda.current_device": "'cpu'", "torch.cuda.synchronize": "None"}
 _CALLEES = {"torch.cuda.manual_seed": "torch.manual_seed", "torch.cuda.get_rng_state": "torch.get_rng_state"}
 _VALUES = {"torch.compile": "noop_decorator"}
 _BODIES = {

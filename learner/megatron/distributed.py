@@ -27,11 +27,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start(*, tensor_parallel: int, seed: int, timeout_s: float) -> None:
+def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeout_s: float) -> None:
     """Join the group and divide it; a group that an earlier trainer of this process left behind is an error."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size % tensor_parallel:
-        raise ConfigError(f"{size} learner ranks cannot be divided into groups of {tensor_parallel} (tensor parallel)")
+    if size % (tensor_parallel * pipeline_parallel):
+        groups = f"{tensor_parallel * pipeline_parallel} (tensor parallel {tensor_parallel}, pipeline parallel {pipeline_parallel})"
+        raise ConfigError(f"{size} learner ranks cannot be divided into groups of {groups}: start a multiple of it")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of copies and kernels relies on it
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -41,7 +42,7 @@ def start(*, tensor_parallel: int, seed: int, timeout_s: float) -> None:
         _join(backend, size, timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 

@@ -13,6 +13,7 @@ from enum import Enum
 import torch
 
 from learner.megatron.architecture import Architecture
+from learner.megatron.stages import Stage
 
 
 class Layout(Enum):
@@ -39,18 +40,27 @@ class Rule:
     layout: Layout
 
 
-def rules(architecture: Architecture, *, fused_norms: bool) -> Iterator[Rule]:
-    """Every parameter of the model; `fused_norms` names them as Transformer Engine's fused layers do."""
-    yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
-    for index in range(architecture.layers):
-        yield from _layer_rules(architecture, index, fused_norms=fused_norms)
+def rules(architecture: Architecture, *, fused_norms: bool, stage: Stage | None = None) -> Iterator[Rule]:
+    """Every parameter of the stage, or of the model; `fused_norms` names them as Transformer Engine's fused layers do.
+
+    A last stage that is not the first has a copy of the tied embedding, which learns as the embedding does.
+    """
+    stage = stage or Stage(range(architecture.layers))
+    if stage.first:
+        yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
+    for place, index in enumerate(stage.layers):
+        yield from _layer_rules(architecture, place, index, fused_norms=fused_norms)
+    if not stage.last:
+        return
     yield Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Layout.REPLICATED)
     if not architecture.tied:
         yield Rule("output_layer.weight", ("lm_head.weight",), Layout.VOCABULARY)
+    elif not stage.first:
+        yield Rule("output_layer.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
 
 
-def _layer_rules(architecture: Architecture, index: int, *, fused_norms: bool) -> Iterator[Rule]:
-    ours, theirs = f"decoder.layers.{index}", f"model.layers.{index}"
+def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_norms: bool) -> Iterator[Rule]:
+    ours, theirs = f"decoder.layers.{place}", f"model.layers.{index}"
     attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
     input_norm = f"{attention}.linear_qkv.layer_norm_weight" if fused_norms else f"{ours}.input_layernorm.weight"
     mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms else f"{ours}.pre_mlp_layernorm.weight"

@@ -56,17 +56,23 @@ class MicroBatch:
 class Packer:
     """Makes micro-batches; keeps the rotary tables, which grow to the longest sequence seen."""
 
-    def __init__(self, architecture: Architecture, *, tensor_parallel: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, architecture: Architecture, *, tensor_parallel: int, multiple: int = 1, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._frequencies = architecture.rope.frequencies(architecture.head_dim)
         self._device = device
         self._dtype = dtype
         self._heads = architecture.heads // tensor_parallel
+        self._multiple = multiple  # of which N must be one: sequence parallelism divides the tokens
         self._cos = self._sin = torch.empty(0, architecture.head_dim, dtype=dtype, device=device)
 
     def pack(self, samples: Sequence[TrainingSample]) -> MicroBatch:
         """Pack the samples in the order given; none at all makes the empty micro-batch."""
         assert all(len(sample.prompt_ids) and sample.targets for sample in samples), "no prompt or no teacher"
-        tokens = [ids for sample in samples for ids in (sample.prompt_ids, sample.response_ids)] or [np.zeros(1, np.int32)]
+        lengths = [sample.length for sample in samples] or [1]
+        lengths += [1] * (-sum(lengths) % self._multiple)
+        tokens = [ids for sample in samples for ids in (sample.prompt_ids, sample.response_ids)]
+        tokens.append(np.zeros(sum(lengths) - sum(sample.length for sample in samples), np.int32))
         starts, rows = _rows(samples)
         ids, views, teachers = [_joined([s.response_ids for s in samples])[rows.keep, None]], [], _teachers(samples)
         for view in _views(samples, rows):
@@ -75,7 +81,7 @@ class Packer:
             views.append(self._view(view, teachers, slice(first, sum(part.shape[1] for part in ids))))
         return MicroBatch(
             input_ids_1N=self._put(np.concatenate(tokens)[None], np.int64),
-            packed=self._sequences([sample.length for sample in samples] or [1], starts + rows.position),
+            packed=self._sequences(lengths, starts + rows.position),
             trained=rows.position.size,
             ids_RM=self._put(np.concatenate(ids, 1), np.int64),
             behaviour_R=self._put(_joined([s.behaviour_T for s in samples])[rows.keep], np.float32),

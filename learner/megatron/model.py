@@ -17,6 +17,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -30,7 +31,9 @@ from learner.megatron.mapping import padded, rules
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
 from learner.megatron.rows import take_rows
+from learner.megatron.stages import Stage, megatron_layout, stages
 from learner.megatron.swiglu import SwiGLU
+from learner.training import TrainerSettings
 
 
 def has_transformer_engine() -> bool:
@@ -48,13 +51,20 @@ class LastLayer(TransformerLayer):  # type: ignore[misc]
 
 
 class Student(GPTModel):  # type: ignore[misc]
-    """GPTModel whose forward returns the hidden states of the trained rows, [R, H], after the final norm."""
+    """One stage of a GPTModel; the last one returns the hidden states of the trained rows, [R, H], after the final norm."""
 
-    def _postprocess(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    stage: Stage
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: object, packed_seq_params: PackedSequences, **__: object) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:  # every rank needs all rows, and finds the whole gradient of them
+            whole: torch.Tensor = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
+            hidden_states = take_rows(whole, packed_seq_params.rows_R)
         return hidden_states.squeeze(1)
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
-        """Hidden states of the rows that predict trained tokens, [R, H]."""
+        """Of the last stage the hidden states of the rows that predict trained tokens, [R, H]; of the others those of all tokens."""
         hidden_RH: torch.Tensor = self(input_ids=batch.input_ids_1N, position_ids=None, attention_mask=None, packed_seq_params=batch.packed)
         return hidden_RH
 
@@ -67,21 +77,26 @@ class Student(GPTModel):  # type: ignore[misc]
 
 
 def build_student(
-    architecture: Architecture, *, dtype: torch.dtype, tensor_parallel: int, recompute: bool
+    architecture: Architecture, settings: TrainerSettings, *, dtype: torch.dtype, stage_index: int = 0
 ) -> tuple[Student, TransformerConfig]:
-    """An uninitialised student for this rank; ConfigError where the sizes cannot be divided."""
-    if architecture.kv_heads % tensor_parallel:
-        raise ConfigError(f"{architecture.kv_heads} key/value heads cannot be divided over {tensor_parallel} tensor-parallel ranks")
-    config = _configuration(architecture, dtype, tensor_parallel, recompute=recompute)
+    """An uninitialised student, or a stage of it, for this rank; ConfigError where the sizes cannot be divided."""
+    size = settings.tensor_parallel
+    if architecture.kv_heads % size:
+        raise ConfigError(f"{architecture.kv_heads} key/value heads cannot be divided over {size} tensor-parallel ranks")
+    stage = stages(architecture.layers, settings.pipeline_parallel)[stage_index]
+    config = _configuration(architecture, settings, dtype)
     student = Student(
         config=config,
-        transformer_layer_spec=_layers(architecture),
-        vocab_size=padded(architecture.vocabulary, tensor_parallel),
+        transformer_layer_spec=_layers(architecture, stage, drop_rows=not settings.sequence_parallel),
+        vocab_size=padded(architecture.vocabulary, size),
+        pre_process=stage.first,
+        post_process=stage.last,
         max_sequence_length=architecture.positions,
         share_embeddings_and_output_weights=architecture.tied,
         position_embedding_type="rope" if has_transformer_engine() else "none",  # PaddedAttention rotates by itself
         rotary_base=architecture.rope.theta,
     )
+    student.stage = stage
     _scale_positions(student, architecture)
     _mark_divided(student, architecture)
     return student, config
@@ -100,13 +115,13 @@ def _mark_divided(student: Student, architecture: Architecture) -> None:
     It marks them itself while it initialises them, which is left out here because every parameter is loaded.
     """
     parameters = dict(student.named_parameters())
-    for rule in rules(architecture, fused_norms=has_transformer_engine()):
+    for rule in rules(architecture, fused_norms=has_transformer_engine(), stage=student.stage):
         dimension, parameter = rule.layout.divided_dimension, parameters[rule.megatron]
         if dimension is not None and not hasattr(parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dimension, stride=1)
 
 
-def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parallel: int, *, recompute: bool) -> TransformerConfig:
+def _configuration(architecture: Architecture, settings: TrainerSettings, dtype: torch.dtype) -> TransformerConfig:
     return TransformerConfig(
         num_layers=architecture.layers,
         hidden_size=architecture.hidden,
@@ -124,7 +139,9 @@ def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parall
         qk_layernorm=architecture.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=tensor_parallel,
+        tensor_model_parallel_size=settings.tensor_parallel,
+        sequence_parallel=settings.sequence_parallel,
+        **_pipeline(architecture.layers, settings.pipeline_parallel),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -132,18 +149,32 @@ def _configuration(architecture: Architecture, dtype: torch.dtype, tensor_parall
         perform_initialization=False,
         calculate_per_token_loss=True,
         apply_rope_fusion=has_transformer_engine(),
-        **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if recompute else {}),
+        **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if settings.recompute else {}),
     )
 
 
-def _layers(architecture: Architecture) -> TransformerBlockSubmodules:
+def _pipeline(layers: int, count: int) -> dict[str, Any]:
+    """Of Megatron's configuration. Micro-batches are packed, hence of any length: stages tell each other the shape."""
+    if count == 1:
+        return {}
+    return {
+        "pipeline_model_parallel_size": count,
+        "pipeline_model_parallel_layout": megatron_layout(layers, count),
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",  # what Megatron asks for beside lengths that vary, with or without experts
+    }
+
+
+def _layers(architecture: Architecture, stage: Stage, *, drop_rows: bool) -> TransformerBlockSubmodules:
     if has_transformer_engine():
         layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
         norm = TENorm
     else:
         layer, norm = _local_layer(architecture), RMSNorm
-    last = ModuleSpec(module=LastLayer, submodules=layer.submodules)
-    return TransformerBlockSubmodules(layer_specs=[layer] * (architecture.layers - 1) + [last], layer_norm=norm)
+    layers = [layer] * len(stage.layers)
+    if stage.last and drop_rows:
+        layers[-1] = ModuleSpec(module=LastLayer, submodules=layer.submodules)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 
 def _local_layer(architecture: Architecture) -> ModuleSpec:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -34,6 +33,7 @@ from learner.megatron.model import Student, build_student, has_transformer_engin
 from learner.megatron.objective import Objective, Sums
 from learner.megatron.packing import within_budget
 from learner.megatron.quiet import quiet
+from learner.megatron.totals import agreed_maximum, over_ranks, stats_of, totals_of
 from learner.megatron.weights import export_weights, load_weights
 from learner.training import Batch, LossFunction, StepStats, TrainerSettings
 
@@ -58,6 +58,7 @@ class MegatronTrainer:
         self._packer = Packer(
             parts.architecture,
             tensor_parallel=settings.tensor_parallel,
+            multiple=settings.tensor_parallel if settings.sequence_parallel else 1,
             dtype=_dtype(settings),
             device=distributed.device(),
         )
@@ -71,7 +72,12 @@ class MegatronTrainer:
         """Join the process group, build the student and fill it from its directory."""
         architecture = read_architecture(settings.student)
         torch.set_num_threads(settings.threads)
-        distributed.start(tensor_parallel=settings.tensor_parallel, seed=settings.seed, timeout_s=settings.timeout_s)
+        distributed.start(
+            tensor_parallel=settings.tensor_parallel,
+            pipeline_parallel=settings.pipeline_parallel,
+            seed=settings.seed,
+            timeout_s=settings.timeout_s,
+        )
         try:
             return cls(settings, _assemble(settings, architecture), pulse or Pulse())
         except BaseException:
@@ -88,12 +94,12 @@ class MegatronTrainer:
         """Train on this rank's share of a global batch; ArithmeticError when the loss or gradient is not finite."""
         began, laps = time.perf_counter(), Laps(self._pulse)
         groups = within_budget([sample.length for sample in batch], self._settings.token_budget)
-        count = _agreed_maximum(len(groups))
+        count = agreed_maximum(len(groups))
         groups += [[] for _ in range(count - len(groups))]
         objective = Objective(loss, parallel_state.get_tensor_model_parallel_group(), self._parts.architecture.vocabulary)
         sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective, laps)
-        totals = _over_ranks(
-            _totals(sums)
+        totals = over_ranks(
+            totals_of(sums)
             | {
                 "samples": len(batch),
                 "tokens": sum(sample.trained for sample in batch),
@@ -106,7 +112,7 @@ class MegatronTrainer:
         laps.mark("optimizer")
         _refuse_unless_finite("gradient norm", grad_norm, self.steps)
         self.steps += 1
-        return _stats(totals, self.steps, grad_norm, lr, count, time.perf_counter() - began)
+        return stats_of(totals, self.steps, grad_norm, lr, count, time.perf_counter() - began)
 
     def export(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The student as Hugging Face tensors on the CPU of global rank 0; empty dict elsewhere."""
@@ -118,6 +124,8 @@ class MegatronTrainer:
             group=parallel_state.get_tensor_model_parallel_group(),
             fused_norms=has_transformer_engine(),
             dtype=dtype,
+            stage=self._parts.student.stage,
+            pipeline=parallel_state.get_pipeline_model_parallel_group(),
         )
 
     @quiet()
@@ -155,7 +163,7 @@ class MegatronTrainer:
             data_iterator=batches,
             model=[self._parts.wrapped],
             num_microbatches=count,
-            seq_length=1,  # the micro-batches know their lengths; without a pipeline nobody asks
+            seq_length=1,  # the micro-batches know their lengths
             micro_batch_size=1,
         )
         return sums
@@ -170,9 +178,9 @@ class MegatronTrainer:
 def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
     student, config = build_student(
         architecture,
+        settings,
         dtype=_dtype(settings),
-        tensor_parallel=settings.tensor_parallel,
-        recompute=settings.recompute,
+        stage_index=parallel_state.get_pipeline_model_parallel_rank(),
     )
     student.to(distributed.device())
     load_weights(
@@ -181,6 +189,7 @@ def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
         architecture,
         group=parallel_state.get_tensor_model_parallel_group(),
         fused_norms=has_transformer_engine(),
+        stage=student.stage,
     )
     student.train()
     wrapped = DistributedDataParallel(
@@ -218,60 +227,6 @@ def _dtype(settings: TrainerSettings) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
 
 
-def _agreed_maximum(count: int) -> int:
-    """The largest count of any data-parallel rank, at least one: all ranks run as many micro-batches."""
-    group = parallel_state.get_data_parallel_group()
-    if group.size() == 1:
-        return max(1, count)
-    agreed = torch.tensor([max(1, count)], dtype=torch.int64, device=distributed.device())
-    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=group)
-    return int(agreed.item())
-
-
-def _totals(sums: list[Sums]) -> dict[str, float]:
-    """Add the micro-batches up, with one copy from the device."""
-    named = [(name, value) for micro_batch in sums for name, value in micro_batch.items()]
-    totals: dict[str, float] = {}
-    values = torch.stack([value for _, value in named]).tolist() if named else []
-    for (name, _), value in zip(named, values, strict=True):
-        totals[name] = totals.get(name, 0.0) + value
-    return totals
-
-
-def _over_ranks(totals: dict[str, float]) -> dict[str, float]:
-    """Add the data-parallel ranks up, in rank order, so that all ranks find the same sums."""
-    group = parallel_state.get_data_parallel_group()
-    if group.size() == 1:
-        return totals
-    everyone: list[dict[str, float]] = [{} for _ in range(group.size())]
-    dist.all_gather_object(everyone, totals, group=group)
-    names = sorted({name for rank in everyone for name in rank})
-    return {name: sum(rank.get(name, 0.0) for rank in everyone) for name in names}
-
-
 def _refuse_unless_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise ArithmeticError(f"the {what} of step {step} is {value}: resume from the last checkpoint with a lower rate")
-
-
-def _stats(totals: dict[str, float], step: int, grad_norm: float, lr: float, micro_batches: int, seconds: float) -> StepStats:
-    tokens = max(1.0, totals["tokens"])
-    by_kind: dict[str, dict[str, float]] = {"metric": {}, "kl": {}, "tokens": {}, "kl_from": {}, "tokens_from": {}}
-    for name, value in totals.items():
-        kind, _, subject = name.partition(":")
-        if subject:
-            by_kind[kind][subject] = value
-    return StepStats(
-        step=step,
-        loss=totals.get("loss", 0.0) / tokens,
-        grad_norm=grad_norm,
-        lr=lr,
-        samples=int(totals["samples"]),
-        tokens=int(totals["tokens"]),
-        processed=int(totals["processed"]),
-        micro_batches=micro_batches,
-        metrics={name: value / tokens for name, value in by_kind["metric"].items()},
-        kl_by_teacher={name: value / by_kind["tokens"][name] for name, value in by_kind["kl"].items()},
-        seconds=seconds,
-        kl_by_position={name: value / count for name, value in by_kind["kl_from"].items() if (count := by_kind["tokens_from"][name])},
-    )

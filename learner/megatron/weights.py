@@ -7,7 +7,7 @@ is used or it fails; what `export_weights` returns has the names, shapes and (at
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,28 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
+from learner.megatron.distributed import device
 from learner.megatron.mapping import Rule, join, rules, split
+from learner.megatron.stages import Stage
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def load_weights(
-    model: torch.nn.Module, directory: Path, architecture: Architecture, *, group: dist.ProcessGroup, fused_norms: bool
+    model: torch.nn.Module,
+    directory: Path,
+    architecture: Architecture,
+    *,
+    group: dist.ProcessGroup,
+    fused_norms: bool,
+    stage: Stage | None = None,
 ) -> None:
-    """Copy this tensor-parallel rank's share of the files into the parameters, in the parameters' own dtype."""
+    """Copy this tensor-parallel rank's share of the stage's files into the parameters, in the parameters' own dtype."""
     parameters = dict(model.named_parameters())
-    table = list(rules(architecture, fused_norms=fused_norms))
+    table = list(rules(architecture, fused_norms=fused_norms, stage=stage))
     assert {rule.megatron for rule in table} == parameters.keys(), "the mapping does not cover the model"
     with _open(directory) as tensors, torch.no_grad():
-        _compare_names(table, tensors.keys(), architecture, directory)
+        _compare_names(rules(architecture, fused_norms=fused_norms), tensors.keys(), architecture, directory)
         for rule in table:
             parts = [tensors[name].get_tensor(name) for name in rule.hugging_face]
             share = split(rule, parts, architecture, rank=group.rank(), size=group.size())
@@ -45,15 +55,37 @@ def export_weights(
     group: dist.ProcessGroup,
     fused_norms: bool,
     dtype: torch.dtype,
+    stage: Stage | None = None,
+    pipeline: dist.ProcessGroup | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Hugging Face tensors on the CPU, gathered on the group's first rank; the others get an empty dict."""
+    """Hugging Face tensors on the CPU, gathered on the group's first rank of the first stage; the others get an empty dict."""
     parameters = dict(model.named_parameters())
     exported: dict[str, torch.Tensor] = {}
-    for rule in rules(architecture, fused_norms=fused_norms):
+    for rule in rules(architecture, fused_norms=fused_norms, stage=stage):
+        if rule.hugging_face == (_EMBEDDING,) and stage is not None and not stage.first:
+            continue  # the copy that the last stage keeps
         shards = _gather(parameters[rule.megatron].detach().to(dtype), group)
         for name, tensor in join(rule, shards, architecture).items() if shards else ():
             exported[name] = tensor.to("cpu", memory_format=torch.contiguous_format, copy=True)
-    return exported
+    if pipeline is None or pipeline.size() == 1 or group.rank():
+        return exported
+    return _from_all_stages(exported, pipeline, dtype)
+
+
+def _from_all_stages(own: dict[str, torch.Tensor], pipeline: dist.ProcessGroup, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The first stage receives from the others, one tensor after the other; those end with nothing."""
+    shapes: list[dict[str, torch.Size]] = [{} for _ in range(pipeline.size())]
+    dist.all_gather_object(shapes, {name: tensor.shape for name, tensor in own.items()}, group=pipeline)
+    if pipeline.rank():
+        for tensor in own.values():
+            dist.send(tensor.to(device()), group=pipeline, group_dst=0)
+        return {}
+    for index in range(1, pipeline.size()):
+        for name, shape in shapes[index].items():
+            tensor = torch.empty(shape, dtype=dtype, device=device())
+            dist.recv(tensor, group=pipeline, group_src=index)
+            own[name] = tensor.cpu()
+    return own
 
 
 def _gather(shard: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
@@ -64,7 +96,7 @@ def _gather(shard: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]
     return shards or []
 
 
-def _compare_names(table: list[Rule], found: Any, architecture: Architecture, directory: Path) -> None:
+def _compare_names(table: Iterable[Rule], found: Any, architecture: Architecture, directory: Path) -> None:
     wanted = {name for rule in table for name in rule.hugging_face}
     unused = {name for name in found - wanted if not name.endswith(".rotary_emb.inv_freq")}
     if architecture.tied:

@@ -56,11 +56,22 @@ def outcome(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(2, 1), (2, 2), (4, 2)])
-def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks, tensor_parallel):
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, {}),
+        (2, {"tensor_parallel": 2}),
+        (2, {"pipeline_parallel": 2}),
+        (4, {"tensor_parallel": 2, "sequence_parallel": True}),
+        (4, {"tensor_parallel": 2, "pipeline_parallel": 2}),
+        (4, {"pipeline_parallel": 2}),
+    ],
+    ids=str,
+)
+def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks, layout):
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen3Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
     values = {
@@ -77,7 +88,7 @@ def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks,
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    values["learner"] = {"ranks": ranks, "tensor_parallel": tensor_parallel}
+    values["learner"] = {"ranks": ranks, **layout}
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     first, *others = (start(values, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(ranks))
     together = outcome(first)

@@ -160,9 +160,17 @@ def test_a_window_that_cannot_fit_on_the_bus_is_refused() -> None:
     assert config.window * config.largest_sample_bytes <= 30_000_000
 
 
-def test_ranks_that_cannot_be_divided_into_tensor_parallel_groups_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"learner\.ranks = 3 processes cannot be divided .* make ranks a multiple of it"):
-        parse_config(values(learner={"ranks": 3, "tensor_parallel": 2}))
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(3, {"tensor_parallel": 2}), (3, {"pipeline_parallel": 2}), (6, {"tensor_parallel": 2, "pipeline_parallel": 2})]
+)
+def test_ranks_that_cannot_be_divided_into_groups_are_refused(ranks: int, layout: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=rf"learner\.ranks = {ranks} processes cannot be divided .* make ranks a multiple of it"):
+        parse_config(values(learner={"ranks": ranks, **layout}))
+
+
+def test_sequence_parallel_without_tensor_parallel_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set learner\.tensor_parallel too"):
+        parse_config(values(learner={"sequence_parallel": True}))
 
 
 def test_the_largest_sample_bounds_what_the_codec_makes() -> None:

@@ -24,6 +24,7 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
         dtype: torch.dtype = torch.float32,
         rope: dict[str, object] | None = None,
         vocabulary: int = VOCABULARY,
+        layers: int = 2,
         **options: object,
     ) -> Path:
         config = AutoConfig.for_model(
@@ -31,7 +32,7 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
             vocab_size=vocabulary,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=12,

@@ -1,4 +1,4 @@
-"""One rank of a trainer: `python rank_program.py STUDENT OUT TENSOR_PARALLEL STATE`; started by test_megatron_ranks.py."""
+"""One rank of a trainer: `python rank_program.py STUDENT OUT LAYOUT STATE`, LAYOUT as JSON; started by test_megatron_ranks.py."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from pathlib import Path
 
 import torch
 from megatron_cases import samples_of, settings_for, squared_distance
+from safetensors.torch import save_file
 
 from learner.megatron.trainer import MegatronTrainer
 
 STEPS = 4
+LEARNING_RATE = 1e-3
 LONE = 2  # in this step only one rank has work
 SAVED = 3  # the state is saved before this step
 
 
-def main(student: Path, out: Path, tensor_parallel: int, state: Path) -> None:
+def main(student: Path, out: Path, layout: dict[str, int], state: Path) -> None:
     """Train on this rank's share and write what it found."""
-    trainer = MegatronTrainer.build(settings_for(student, tensor_parallel=tensor_parallel, timeout_s=60.0))
+    trainer = MegatronTrainer.build(settings_for(student, **layout, timeout_s=60.0))
     rank, size = trainer.data_parallel
     stats = []
     for step in range(STEPS):
         if step == SAVED:
             trainer.save(state)
         share = samples_of(6, seed=step)[rank::size] if step != LONE else samples_of(6, seed=step) * (rank == 0)
-        stats.append(trainer.step(share, squared_distance, 1e-2))
+        stats.append(trainer.step(share, squared_distance, LEARNING_RATE))
     exported = trainer.export(torch.float32)
     trainer.close()
     figures = [[s.loss, s.grad_norm, s.metrics["kl"], s.kl_by_teacher["teacher"], s.tokens] for s in stats]
-    checksum = sum(float(tensor.double().abs().sum()) for tensor in exported.values())
-    out.write_text(json.dumps({"figures": figures, "exported": len(exported), "checksum": checksum}))
+    save_file(exported, out.with_suffix(".safetensors"))
+    out.write_text(json.dumps({"figures": figures, "exported": len(exported)}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]))

@@ -1,4 +1,4 @@
-"""Two processes over gloo train as one does."""
+"""Several processes over gloo train as one does, however the model and the batch are divided over them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 import rank_program
 import torch
 from megatron_cases import VOCABULARY, MakeStudent, MakeTrainer, samples_of, squared_distance
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[4]
 
 
-def launch(student: Path, directory: Path, *, ranks: int, tensor_parallel: int = 1) -> list[dict]:
+def launch(student: Path, directory: Path, *, ranks: int, **layout: int) -> list[dict]:
     """Run the ranks as processes of their own and return what each wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -29,33 +30,53 @@ def launch(student: Path, directory: Path, *, ranks: int, tensor_parallel: int =
         place = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         paths = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
         environment = os.environ | {name: str(value) for name, value in place.items()} | paths
-        command = [sys.executable, rank_program.__file__, student, out, str(tensor_parallel), directory / "state"]
+        command = [sys.executable, rank_program.__file__, student, out, json.dumps(layout), directory / "state"]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(250) for process in processes] == [0] * ranks
     return [json.loads(out.read_text()) for out in outs]
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("tensor_parallel", "vocabulary"), [(1, VOCABULARY), (2, VOCABULARY + 1)])
-def test_two_processes_find_the_losses_of_one(
-    tensor_parallel: int, vocabulary: int, tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
-) -> None:
-    student = make_student("qwen3", tied=True, vocabulary=vocabulary)
-    first, second = launch(student, tmp_path / "two", ranks=2, tensor_parallel=tensor_parallel)
-    trainer = make_trainer(student)
-    alone = [trainer.step(samples_of(6, seed=step), squared_distance, 1e-2) for step in range(rank_program.STEPS)]
-    figures = [[s.loss, s.grad_norm, s.metrics["kl"], s.kl_by_teacher["teacher"], s.tokens] for s in alone]
-    for ours, theirs, others in zip(figures, first["figures"], second["figures"], strict=True):
-        assert theirs == pytest.approx(ours, rel=1e-5)
-        assert theirs == others
-    assert (first["exported"], second["exported"]) == (24, 0)
-    exported = trainer.export(torch.float32)
-    assert len(exported["model.embed_tokens.weight"]) == vocabulary
-    assert first["checksum"] == pytest.approx(sum(float(tensor.double().abs().sum()) for tensor in exported.values()), rel=1e-5)
+TWO = [
+    ({}, {}),
+    ({"tensor_parallel": 2}, {"vocabulary": VOCABULARY + 1}),
+    ({"tensor_parallel": 2, "sequence_parallel": True}, {"tied": False}),
+    ({"pipeline_parallel": 2}, {"layers": 3}),
+]
+FOUR = [
+    ({"tensor_parallel": 2}, {}),
+    ({"tensor_parallel": 2, "pipeline_parallel": 2}, {"layers": 3}),
+    ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"tied": False}),
+    ({"pipeline_parallel": 2}, {"tied": False}),
+    ({"pipeline_parallel": 4}, {"layers": 5}),
+]
 
-    continued = make_trainer(student)  # one rank goes on where two stopped
-    continued.load(tmp_path / "two" / "state")
-    stats = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, 1e-2)
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("ranks", "layout", "shape"),
+    [(2, *case) for case in TWO] + [pytest.param(4, *case, marks=pytest.mark.slow) for case in FOUR],
+    ids=str,
+)
+def test_ranks_find_the_losses_and_weights_of_one(
+    ranks: int, layout: dict[str, int], shape: dict[str, int], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+) -> None:
+    student = make_student("qwen3", **shape)
+    first, *others = launch(student, tmp_path / "ranks", ranks=ranks, **layout)
+    trainer = make_trainer(student)
+    alone = [trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE) for step in range(rank_program.STEPS)]
+    for ours, theirs in zip(alone, first["figures"], strict=True):
+        figures = [ours.loss, ours.grad_norm, ours.metrics["kl"], ours.kl_by_teacher["teacher"], ours.tokens]
+        assert theirs == pytest.approx(figures, rel=1e-5)
+    assert all(other == {"figures": first["figures"], "exported": 0} for other in others)
+    exported = trainer.export(torch.float32)
+    together = load_file(tmp_path / "ranks" / "rank0.safetensors")
+    assert together.keys() == exported.keys()
+    for name, tensor in exported.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-5, atol=1e-4)  # a step of Adam near a gradient of 0 is up to its rate
+
+    continued = make_trainer(student)  # one rank goes on where they stopped
+    continued.load(tmp_path / "ranks" / "state")
+    stats = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)
     assert stats.step == rank_program.STEPS
     assert stats.loss == pytest.approx(alone[rank_program.SAVED].loss, rel=1e-5)
     assert stats.grad_norm == pytest.approx(alone[rank_program.SAVED].grad_norm, rel=1e-4)
