@@ -105,7 +105,7 @@ class ByHand:
         path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
         return {**self.example.environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 200) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout} s for {what}\n{self.all_said()}"

@@ -76,7 +76,7 @@ class Example:
         values: dict[str, Any] = json.loads((self.directory / "result.json").read_text())
         return values
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 200) -> None:
         """Polls; a supervisor that ends meanwhile is a failure."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,38 +50,42 @@ def find(parent: psutil.Process, *words: str) -> psutil.Process | None:
     return None
 
 
-def wait_for_step(runs: Path, step: int) -> None:
-    metrics, deadline = runs / "ray/metrics.jsonl", time.monotonic() + 90
+def wait_for_step(runs: Path, step: int, up: subprocess.Popen[bytes]) -> None:
+    metrics, deadline = runs / "ray/metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
         assert time.monotonic() < deadline, f"step {step} does not come"
+        assert up.poll() is None, (runs / "up.log").read_text()
         time.sleep(0.05)
+
+
+def kill_actor(up: subprocess.Popen[bytes], role: str) -> None:
+    """And with it the role, which is its child."""
+    child = find(psutil.Process(up.pid), f"-m {role}")
+    assert child
+    actor = child.parent()
+    assert actor
+    assert "RoleActor" in " ".join(actor.cmdline()), actor.cmdline()
+    actor.send_signal(signal.SIGKILL)
+    child.wait(60)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_on_ray_outlives_a_scorer_s_actor_and_the_learner(tmp_path: Path) -> None:
+def test_a_run_on_ray_outlives_the_actors_of_a_scorer_and_of_the_learner(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (tmp_path / "up.log").open("wb") as log:
         up = subprocess.Popen(command("up", tmp_path, "--ray", "local", "--scorers", "2"), env=environment, stdout=log, stderr=log)
     try:
-        wait_for_step(tmp_path, 4)
-        parent = psutil.Process(up.pid)
-        scorer = find(parent, "-m scorers")
-        assert scorer
-        actor = scorer.parent()
-        assert actor
-        actor.send_signal(signal.SIGKILL)
-        scorer.wait(10)  # it dies with its actor
-        wait_for_step(tmp_path, 14)
-        learner = find(parent, "-m learner")
-        assert learner
-        learner.send_signal(signal.SIGKILL)
-        assert up.wait(180) == 0, (tmp_path / "up.log").read_text()
+        for step, role in ((4, "scorers"), (14, "learner")):
+            wait_for_step(tmp_path, step, up)
+            kill_actor(up, role)
+        assert up.wait(200) == 0, (tmp_path / "up.log").read_text()
     finally:
         up.kill()
         up.wait()
     said = (tmp_path / "up.log").read_text()
-    assert "its actor or its node was lost" in said
+    for name in (r"scorer-\d", "learner-0"):
+        assert re.search(rf"{name} ended \(its actor or its node was lost\)", said), said
     result = json.loads((tmp_path / "ray/result.json").read_text())
     assert result["ledger"]["applied"] == STEPS * 64
     audit = subprocess.run(command("audit", tmp_path), env=environment, capture_output=True, text=True, check=False)
