@@ -12,8 +12,9 @@ from common.config import RunConfig
 _MALLOC_THRESHOLD = str(1 << 30)
 """Freed memory serves the next forward pass instead of going back to the kernel: +20 % there. Read before Python starts."""
 
-_PRIMITIVES = "128"
-"""oneDNN keeps what it compiled for a shape; ever new shapes fill its default of 1,024 with a gigabyte, and are no faster for it."""
+_SHAPES = "128"
+"""oneDNN keeps what it compiled for a shape, PyTorch's layer above it keeps that with a scratchpad as large as the weights; ever new shapes
+fill their defaults of 1,024 with gigabytes, and are no faster for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def environment(config: RunConfig) -> Mapping[str, str]:
         "OMP_NUM_THREADS": str(config.service.torch_threads),
         "MALLOC_MMAP_THRESHOLD_": _MALLOC_THRESHOLD,
         "MALLOC_TRIM_THRESHOLD_": _MALLOC_THRESHOLD,
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": _PRIMITIVES,
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": _SHAPES,
+        "LRU_CACHE_CAPACITY": _SHAPES,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",

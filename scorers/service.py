@@ -97,6 +97,8 @@ class Scorer:
         worker, jobs, lingered = self._worker, list[Job](), False
         while not worker.stopping.is_set():
             if self._complaint:
+                await self._give_back(jobs)
+                jobs = []
                 await self._until_repaired()
                 continue
             room = self._budget - sum(job.tokens for job in jobs)

@@ -208,6 +208,24 @@ async def test_a_teacher_that_turned_bad_gets_nothing_more_and_its_rollouts_go_t
     assert (sorted(scored(server)), server.dead) == ([0, 1, 2, 3, 4, 5], {})
 
 
+async def test_what_was_leased_ahead_of_a_teacher_that_turned_bad_goes_to_another_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "_repair_s", 0.05)
+    server, bad = filled(1), FakeTeacher("t")
+    bad.hold()
+    worker = worker_of(server, config_of())
+    async with serving(worker, bad):
+        await bad.began.wait()
+        fill(server, 3, first=1)
+        while len(worker.keeper) < 4:
+            await asyncio.sleep(0)
+        bad.broken = "teacher t gave NaN at response token 0 (it did not at the start)"
+        bad.go()
+        async with serving(worker_of(server, config_of(), "other"), FakeTeacher("t")):
+            await server.until("scored", 4)
+        assert len(worker.keeper) == 0
+    assert (sorted(scored(server)), server.dead) == ([0, 1, 2, 3], {})
+
+
 async def test_a_teacher_that_was_repaired_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scorer, "_repair_s", 0.05)
     server, teacher = filled(3), FakeTeacher("t")
