@@ -1,7 +1,7 @@
 """The trainer on one or many ranks: rank 0 serves the run, the others follow its commands.
 
-Guarantees: every rank decodes the same record and makes the same samples from it, takes its share by the same arithmetic, and all compare a
-checksum before the step; only numbers and raw bytes travel between them, never pickles; a rank that dies ends the others with its name.
+Guarantees: every rank makes its samples from the payloads of its own replica, which rank 0 deals out, and all have them before the step begins;
+only numbers and raw bytes travel with commands, never pickles; a rank that dies ends the others with its name.
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who is who, as torchrun sets them; `ranks_beside` sets them on one machine.
 """
 
@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from common.errors import RefluxError
 from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
+from learner.dealing import deal, hand_of, receive
 from learner.training import LossFunction, StepStats, TrainerSettings, TrainingSample
 
 if TYPE_CHECKING:
@@ -52,14 +52,16 @@ class RankedTrainer:
         self._loss = loss
         self._pulse = pulse
         self._group = dist.new_group(backend="gloo", timeout=_IDLE) if dist.get_world_size() > 1 else None
+        self._replicas = [] if self._group is None else _replicas(trainer, self._group)
 
     def step(self, record: StepRecord, samples: Sequence[TrainingSample], lr: float) -> StepStats:
         """One step on the global batch."""
-        if self._group is not None:
-            frame = encode(record)
-            self._tell(_STEP, frame, lr)
-            _agree(zlib.crc32(frame), self._group)
-        return self._trainer.step(_share(self._trainer, samples), self._loss, lr)
+        if self._group is None:
+            return self._trainer.step(samples, self._loss, lr)
+        shares = _shares(samples, self._trainer.data_parallel[1])
+        self._tell(_STEP, lr=lr)
+        deal([encode(hand_of(record, share)) for share in shares], self._replicas, self._group)
+        return self._trainer.step([samples[place] for place in shares[self._trainer.data_parallel[0]]], self._loss, lr)
 
     def export(self) -> Mapping[str, torch.Tensor]:
         """A copy of the weights."""
@@ -129,14 +131,14 @@ def follow(config: RunConfig) -> None:
         signal.signal(number, signal.SIG_IGN)
     trainer, loss = MegatronTrainer.build(settings(config)), loss_for(config.loss)
     group = dist.new_group(backend="gloo", timeout=_IDLE)
+    _replicas(trainer, group)
     while (told := _listen(group))[0] != _CLOSE:
         command, payload, lr = told
         if command == _STEP:
-            record = decode(payload, StepRecord)
+            record = decode(receive(*trainer.data_parallel, group), StepRecord)
             assert isinstance(record, StepRecord)
             samples, _ = samples_of(record, scored_of(record), config.learner.max_staleness)
-            _agree(zlib.crc32(payload), group)
-            trainer.step(_share(trainer, samples), loss, lr)
+            trainer.step(samples, loss, lr)
         elif command == _EXPORT:
             trainer.export(_DTYPES[config.weights.dtype])
         elif command == _SAVE:
@@ -156,20 +158,17 @@ def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:
     return int(command), payload.numpy().tobytes(), lr
 
 
-def _agree(checksum: int, group: dist.ProcessGroup) -> None:
-    extremes = torch.tensor([checksum, -checksum], dtype=torch.int64)
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
-    if extremes[0] != checksum or extremes[1] != -checksum:
-        raise RuntimeError("the learner's ranks hold different batches")
+def _replicas(trainer: MegatronTrainer, group: dist.ProcessGroup) -> list[int]:
+    """Which data-parallel replica each rank belongs to."""
+    everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    dist.all_gather(everyone, torch.tensor([trainer.data_parallel[0]]), group=group)
+    return [int(one) for one in everyone]
 
 
-def _share(trainer: MegatronTrainer, samples: Sequence[TrainingSample]) -> Sequence[TrainingSample]:
+def _shares(samples: Sequence[TrainingSample], replicas: int) -> list[list[int]]:
     from learner.megatron.packing import share_out
 
-    rank, size = trainer.data_parallel
-    if size == 1:
-        return samples
-    return [samples[index] for index in share_out([sample.length for sample in samples], size)[rank]]
+    return share_out([sample.length for sample in samples], replicas)
 
 
 async def _start(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Process]:

@@ -14,6 +14,7 @@ from common.codec import encode
 from learner.ranks import _dead
 
 ROOT = Path(__file__).resolve().parents[3]
+BATCHES = [[0, 1, 2], [3, 4, 5, 6]]
 
 PROGRAM = """
 import json, os, sys
@@ -22,11 +23,14 @@ from common.codec import decode
 from common.config import parse_config
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
+from learner import ranks
 from learner.ranks import build_trainer, follow
 
 config = parse_config(json.loads(sys.argv[1]))
 if int(os.environ.get("RANK", "0")):
+    held, ranks.scored_of = [], lambda record: (held.append(record.seqs), scored_of(record))[1]
     follow(config)
+    print(json.dumps(held))
 else:
     trainer = build_trainer(config, Pulse())
     losses = []
@@ -82,7 +86,7 @@ def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks,
         "loss": {"kind": "sampled_reverse_kl", "ratio_low": 1e-6, "ratio_high": 1e6},
         "evaluation": {"prompts": 0},
     }
-    for step, seqs in enumerate(([0, 1, 2], [3, 4, 5, 6]), 1):
+    for step, seqs in enumerate(BATCHES, 1):
         (tmp_path / f"{step}.rec").write_bytes(encode(record_from(1, step, seqs, spans=((1, 0, 2 + step),))))
     alone = outcome(start(values, tmp_path))
     with socket.socket() as probe:
@@ -92,11 +96,15 @@ def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks,
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     first, *others = (start(values, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(ranks))
     together = outcome(first)
-    for other in others:
-        _, errors = other.communicate(timeout=60)
-        assert other.returncode == 0, errors
+    held = [outcome(other) for other in others]
     assert all(alone), "a step without a loss proves nothing"
     assert together == pytest.approx(alone, abs=1e-5)
+    replicas = ranks // (layout.get("tensor_parallel", 1) * layout.get("pipeline_parallel", 1))
+    for step, seqs in enumerate(BATCHES):
+        shares = {tuple(one[step]) for one in held}
+        dealt = [seq for share in shares for seq in share]
+        assert len(set(dealt)) == len(dealt)
+        assert dealt == seqs if replicas == 1 else all(len(share) < len(seqs) for share in shares)
 
 
 class Ended:
