@@ -1,6 +1,6 @@
 """The trainer on one or many ranks: rank 0 serves the run, the others follow its commands.
 
-Guarantees: every rank makes its samples from the payloads of its own replica, which rank 0 deals out, and all have them before the step begins;
+Guarantees: every rank makes its samples from the payloads of its own replica, which rank 0 deals out, and all have them before the step;
 only numbers and raw bytes travel with commands, never pickles; a rank that dies ends the others with its name.
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who is who, as torchrun sets them; `ranks_beside` sets them on one machine.
 """
