@@ -18,8 +18,13 @@ from common.messages import StepRecord
 
 def hand_of(record: StepRecord, places: Sequence[int]) -> StepRecord:
     """The same step with only the samples at `places`; what is for the journal alone stays behind."""
-    seqs, attempts, payloads = (tuple(values[place] for place in places) for values in (record.seqs, record.attempts, record.payloads))
-    return replace(record, seqs=seqs, attempts=attempts, payloads=payloads, origins=())
+    return replace(
+        record,
+        seqs=tuple(record.seqs[place] for place in places),
+        attempts=tuple(record.attempts[place] for place in places),
+        payloads=tuple(record.payloads[place] for place in places),
+        origins=(),
+    )
 
 
 def deal(hands: Sequence[bytes], replicas: Sequence[int], group: dist.ProcessGroup) -> None:
