@@ -1,6 +1,7 @@
 """The trained student as a Hugging Face model directory that AutoModelForCausalLM.from_pretrained loads.
 
-Guarantee: whole or not at all; everything but the weights (configuration, tokenizer, generation defaults) is the student's own.
+Guarantee: whole or not at all; everything but the weights (configuration, tokenizer, generation defaults) is the student's own. Weights
+above `_SHARD_BYTES` lie in several files with an index, as every reader of such directories knows them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 
 from learner.disk import sync_directory, sync_file
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+_SHARD_BYTES = 5 * 10**9
 
 
-def export_model(student: Path, tensors: Mapping[str, torch.Tensor], dtype: str, target: Path) -> None:
-    """Writes `target`; an older one is replaced."""
+def export_model(student: Path, tensors: Mapping[str, torch.Tensor], dtype: str, target: Path, *, shard_bytes: int = _SHARD_BYTES) -> None:
+    """Writes `target`; an older one is replaced. A file holds at most `shard_bytes` of tensors, but at least one tensor."""
     temporary = target.with_name(f".{target.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -27,7 +30,7 @@ def export_model(student: Path, tensors: Mapping[str, torch.Tensor], dtype: str,
     config = json.loads((temporary / "config.json").read_text())
     config.pop("torch_dtype", None)
     (temporary / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
-    save_file(dict(tensors), temporary / "model.safetensors", metadata={"format": "pt"})
+    save_torch_state_dict(dict(tensors), temporary, max_shard_size=shard_bytes, metadata={"format": "pt"})
     for path in temporary.rglob("*"):
         sync_directory(path) if path.is_dir() else sync_file(path)
     if target.exists():

@@ -31,6 +31,21 @@ def test_what_is_exported_loads_with_its_own_weights_and_type(student, tmp_path,
     assert (tmp_path / "model" / "tokenizer.json").exists()
 
 
+def test_a_large_model_is_exported_as_shards_with_an_index(student, tmp_path):
+    tensors = read_tensors(student)
+    export_model(student, tensors, "float32", tmp_path / "large", shard_bytes=4000)
+    export_model(tmp_path / "large", tensors, "float32", tmp_path / "again")  # a sharded student, exported small
+    index = json.loads((tmp_path / "large" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == tensors.keys()
+    files = {file.name for file in (tmp_path / "large").glob("*.safetensors")}
+    assert files == set(index["weight_map"].values())
+    assert len(files) > 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "large")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in tensors.items())
+    assert [file.name for file in (tmp_path / "again").glob("*safetensors*")] == ["model.safetensors"]
+    assert read_tensors(tmp_path / "again").keys() == tensors.keys()
+
+
 def test_an_older_export_is_replaced_whole(student, tmp_path):
     tensors = read_tensors(student)
     export_model(student, tensors, "float32", tmp_path / "model")
