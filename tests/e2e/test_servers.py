@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.timeout(500)]
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "arithmetic" / "models"
 STEPS, BATCH = 16, 16
