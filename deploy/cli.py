@@ -53,7 +53,7 @@ def _add_dashboard(parser: argparse.ArgumentParser) -> None:
     _add_set(parser)
     parser.add_argument("--run", default="", metavar="NAME", help="with an address: which run; needless where there is one")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8400, metavar="PORT", help="0 takes a free one (8400)")
+    parser.add_argument("--port", type=_port, default=8400, metavar="PORT", help="0 takes a free one (8400)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every visitor must bring along")
     parser.add_argument("--wait", action="store_true", help="wait for the run to begin")
 
@@ -63,7 +63,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     serve = actions.add_parser("serve", help="the learner's weight directory over HTTP, for reading")
     serve.add_argument("directory", type=Path, metavar="DIR", help="weights.dir, or runs/NAME/weights")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8480, metavar="PORT", help="0 takes a free one (8480)")
+    serve.add_argument("--port", type=_port, default=8480, metavar="PORT", help="0 takes a free one (8480)")
     serve.add_argument("--token-file", type=Path, metavar="FILE", help="a token that every reader must bring along (weights.token_file)")
 
 
@@ -74,6 +74,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", dest="given", action="append", default=[], metavar="KEY=VALUE", help="one rate, over all others")
     parser.add_argument("--seed", type=int, default=1, help="of the answers' lengths")
     parser.add_argument("--json", dest="as_json", action="store_true", help="everything, for programs")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:6]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:20]} is no port: give a number from 0 to 65535")
+    return int(text)
 
 
 def _add_up(parser: argparse.ArgumentParser) -> None:

@@ -126,7 +126,7 @@ def _connect(address: str) -> None:
     if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), _KNOCK_S).close()
-        except OSError as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or use --ray local"
             ) from None

@@ -70,8 +70,10 @@ async def listening(directory: Path, *, token: str, host: str, port: int) -> Asy
     try:
         try:
             await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror or error}): name another --host or --port") from None
+        except (OSError, UnicodeError) as error:  # a name may be none
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', '') or error}): name another --host or --port"
+            ) from None
         yield f"http://{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

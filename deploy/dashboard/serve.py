@@ -119,8 +119,8 @@ def _bound(listening: Listening) -> socket.socket:
     family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
     try:
         return socket.create_server((listening.host, listening.port), family=family)
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # a name may be none
+        why = getattr(error, "strerror", "") or str(error)
         raise ConfigError(
             f"cannot listen on {listening.host} port {listening.port} ({why}): choose another with --host and --port"
         ) from None

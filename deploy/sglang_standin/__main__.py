@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"sglang_standin: {error}", file=sys.stderr)
         return 2
+    except (OSError, OverflowError) as error:
+        print(f"sglang_standin: cannot serve on {arguments.host} port {arguments.port} ({error}): choose another", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -155,6 +155,17 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "name another --host or --port" in said
 
 
+@pytest.mark.parametrize("command", [["weights", "serve", "."], ["dashboard", "."]])
+def test_what_is_no_port_or_no_host_is_said(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for port in ("99999", "-1", "http", "9" * 5000):
+        with pytest.raises(SystemExit) as caught:
+            main([*command, f"--port={port}"])
+        assert caught.value.code == 2
+        assert "is no port: give a number from 0 to 65535" in capsys.readouterr().err
+    assert main(["weights", "serve", str(tmp_path), "--host", "a" * 70]) == 2
+    assert "name another --host" in capsys.readouterr().err
+
+
 async def test_the_command_serves_until_it_is_told_to_stop(root: Path, tmp_path: Path) -> None:
     manifest = await written(root)
     (tmp_path / "token").write_text("right\n")
