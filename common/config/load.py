@@ -51,7 +51,8 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _set(given, override)
     _absolute(given, Path.cwd())
     _merge(values, given)
-    values.setdefault("run", {}).setdefault("dir", str(Path.cwd() / "runs"))
+    if isinstance(run := values.setdefault("run", {}), dict):
+        run.setdefault("dir", str(Path.cwd() / "runs"))
     return parse_config(values)
 
 

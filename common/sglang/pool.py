@@ -124,7 +124,7 @@ class ServerPool:
 
     async def _readmit(self, server: Server) -> None:
         async with server.changing:
-            if server.up:
+            if server.up or server.ask_again_at > time.monotonic():  # somebody else has just asked it
                 return
             try:
                 info = await server.info()
@@ -226,11 +226,11 @@ class ServerPool:
             await asyncio.sleep(_LOOK_S / 5)
 
     def _check_reachable(self, down_since: float) -> float:
-        """Since when no server has been in rotation; 0: one is."""
-        if any(server.up or server.changing.locked() for server in self.servers):
+        """Since when no server has been in rotation; 0: one is. One that is being asked or changed may yet come back."""
+        if any(server.up for server in self.servers):
             return 0.0
-        now = time.monotonic()
-        if down_since and now - down_since > self._limits.unreachable_s:
+        now, hope = time.monotonic(), any(server.changing.locked() for server in self.servers)
+        if down_since and not hope and now - down_since > self._limits.unreachable_s:
             reasons = "; ".join(server.reason for server in self.servers)
             raise ServersUnreachable(f"{self._who}: no server is in rotation since {self._limits.unreachable_s:g} s ({reasons}): start one")
         return down_since or now

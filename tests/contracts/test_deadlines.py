@@ -1,8 +1,9 @@
-"""P7: every role, and every command, against a server that accepts and never answers: a named error in time, exit code ≠ 0; and a server
-that falls silent in mid-run."""
+"""P7: every role, and every command, against a server that accepts and never answers, in the place of Redis, teacher, student and weight
+store: a named error in time, exit code ≠ 0."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -12,12 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.bus import connect_url
 from common.bus.embedded import EmbeddedServer
-from common.errors import ConfigError
-from common.service import EXIT_DONE
+from common.config import load_config
+from common.errors import ConfigError, ServersUnreachable, StoreAway
+from common.messages import Sampling, TeacherShare, Ticket, Version, WeightFile, WeightManifest
+from common.pulse import Pulse
+from common.service import EXIT_DONE, _leaf
+from common.weights import open_store
+from producers.engines import open_engine
+from scorers.probe import open_checked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "arithmetic" / "run.toml"
@@ -45,7 +53,7 @@ def black_hole() -> Iterator[str]:
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
-    yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     thread.join()
@@ -55,7 +63,7 @@ def black_hole() -> Iterator[str]:
 
 @pytest.mark.parametrize("role", COMMANDS)
 def test_a_server_that_never_answers_is_a_named_error_in_time(role: str, black_hole: str, tmp_path: Path) -> None:
-    sets = [f"--set={one}" for one in (f"bus.url={black_hole}", "bus.connect_timeout_s=1.5", f"run.dir={tmp_path}")]
+    sets = [f"--set={one}" for one in (f"bus.url=redis://{black_hole}/0", "bus.connect_timeout_s=1.5", f"run.dir={tmp_path}")]
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", *COMMANDS[role], *sets],
@@ -71,6 +79,39 @@ def test_a_server_that_never_answers_is_a_named_error_in_time(role: str, black_h
     assert "start it, or correct bus.url" in said
     assert "Traceback" not in said
     assert time.monotonic() - began < 100
+
+
+async def test_students_and_teachers_servers_that_never_answer_are_named_in_time(
+    black_hole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.sglang.server.INFO_DEADLINE_S", 1.0)
+    places = [("producer", "student"), ("teachers.arithmetic", "teacher arithmetic")]
+    sets = [f"{key}.{one}" for key, _ in places for one in ("kind=sglang", f'urls=["http://{black_hole}"]', "unreachable_s=0.5")]
+    config = load_config(CONFIG, [*sets, f"run.dir={tmp_path}"])
+    engine = open_engine(config, Pulse())
+    ticket = Ticket(0, 0, "p", np.array([5, 6], np.int32), Sampling(1.0, 4, ()), (TeacherShare("arithmetic", 1.0),), Version(0, 0))
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(60):
+            said = await asyncio.gather(engine.generate(ticket), open_checked(config, "arithmetic", Pulse()), return_exceptions=True)
+    finally:
+        await engine.aclose()
+    for error, (_, who) in zip(map(_leaf, said), places, strict=True):
+        assert isinstance(error, ServersUnreachable), error
+        assert f"{who}: no server is in rotation since 0.5 s (http://{black_hole}" in str(error)
+        assert "gave no answer within" in str(error)
+        assert str(error).endswith("start one")
+    assert time.monotonic() - began < 45
+
+
+async def test_a_weight_store_that_never_answers_is_named_in_time(black_hole: str, tmp_path: Path) -> None:
+    config = load_config(CONFIG, [f"weights.url=http://{black_hole}", "weights.deadline_s=0.5", f"run.dir={tmp_path}"])
+    manifest = WeightManifest(Version(1, 1), "full", "term000001-step00000001", (WeightFile("model.safetensors", 8, "0" * 64),), {})
+    store = open_store(config)
+    for asked in (store.fetch(manifest), store.versions()):
+        async with asyncio.timeout(45):
+            with pytest.raises(StoreAway, match=rf"weight store http://{black_hole} has not answered for 0\.5 s: .*weights\.deadline_s"):
+                await asked
 
 
 async def test_a_server_smaller_than_the_window_is_refused_with_both_numbers(server: EmbeddedServer) -> None:

@@ -180,6 +180,47 @@ async def test_without_any_server_for_too_long_the_reasons_are_told() -> None:
         await servers[0].start()
 
 
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
+    """A server that accepts and never answers, and what it has accepted."""
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", accepted
+        for writer in accepted:
+            writer.close()
+
+
+async def all_that_ask(url: str, count: int) -> list[Any]:
+    limits = Limits(**(LIMITS | {"unreachable_s": 0.5}))
+    pool = ServerPool(who="teacher t", urls=[url], keys=Keys(), limits=limits, shape=ModelShape(100, 64))
+    try:
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*(pool.ask(request(1, n)) for n in range(count)), return_exceptions=True)
+    finally:
+        await pool.aclose()
+
+
+async def test_a_server_that_accepts_and_never_answers_is_given_up_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.sglang.server.INFO_DEADLINE_S", 0.2)
+    monkeypatch.setattr("common.sglang.pool._LONGEST_PAUSE_S", 0.0)
+    async with black_hole() as (url, _):
+        said = await all_that_ask(url, 8)
+    assert {type(error) for error in said} == {ServersUnreachable}
+    assert "/model_info gave no answer within 0.2 s" in str(said[0])
+
+
+async def test_those_that_wait_for_a_server_do_not_all_ask_it_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.sglang.server.INFO_DEADLINE_S", 0.2)
+    async with black_hole() as (url, accepted):
+        said = await all_that_ask(url, 40)
+        assert len(accepted) < 20
+    assert {type(error) for error in said} == {ServersUnreachable}
+
+
 async def test_a_refused_request_is_rejected_with_the_servers_own_words() -> None:
     async def refuses(_server: ScriptedServer, _request: web.Request, _body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": "Duplicate request ID detected: same"}}, status=400)
