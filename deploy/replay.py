@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import tomli_w
 from rich.console import Console
 from rich.table import Table
 
@@ -16,14 +20,7 @@ _ROWS = 12
 
 def show_replay(config: RunConfig, console: Console) -> bool:
     """Whether every recorded step came out the same, bit for bit. Raises ConfigError where nothing can be compared."""
-    from learner.ranks import build_trainer
-
-    if config.learner.ranks > 1:
-        raise ConfigError(
-            f"replay trains on one rank, and this run had learner.ranks = {config.learner.ranks}: sums over ranks have other last bits; "
-            "--set learner.ranks=1 compares all the same"
-        )
-    steps = list(_counted(replay(config, build_trainer), console))
+    steps = asyncio.run(_on_all_ranks(config, console))
     compared = [one for one in steps if one.recorded is not None]
     if not compared:
         raise ConfigError(f"{config.directory}/metrics.jsonl tells of none of the {len(steps)} steps: there is nothing to compare with")
@@ -31,6 +28,17 @@ def show_replay(config: RunConfig, console: Console) -> bool:
     console.print(_table(_chosen(compared, differing)))
     console.print(_verdict(steps, compared, differing), highlight=False, markup=False, soft_wrap=True)
     return not differing
+
+
+async def _on_all_ranks(config: RunConfig, console: Console) -> list[Replayed]:
+    """As many ranks as the run's learner had, in the same layout: sums over ranks have other last bits in another one."""
+    from learner.ranks import build_trainer, ranks_beside
+
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "config.toml"
+        file.write_text(tomli_w.dumps(config.public().model_dump(mode="json", exclude_none=True)))
+        async with ranks_beside(config.learner.ranks, ["--config", str(file), "--again"]):
+            return await asyncio.to_thread(lambda: list(_counted(replay(config, build_trainer), console)))
 
 
 def _counted(steps: Iterator[Replayed], console: Console) -> Iterator[Replayed]:
@@ -67,5 +75,5 @@ def _verdict(steps: list[Replayed], compared: list[Replayed], differing: list[Re
     first = differing[0]
     return (
         f"{trained}: {len(differing)} differ, the first is step {first.version.step} of term {first.version.term}; "
-        "another machine, thread count, library or learner.micro_batch_tokens than the run's gives other last bits"
+        "another machine, thread count, library, layout of ranks or learner.micro_batch_tokens than the run's gives other last bits"
     )

@@ -22,20 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _say(f"reflux learner: {error}", EXIT_USER)
     result = config.directory / "result.json"
-    if result.exists():
+    if result.exists() and not arguments.again:
         return _say(f"the run {config.run.name} is finished: {result}", EXIT_DONE)
     if int(os.environ.get("RANK", "0")):
-        from learner.ranks import follow
-
-        follow(config)
-        return EXIT_DONE
+        return _follow(config)
     return _serve(config, take_over=arguments.take_over, argv=argv)
+
+
+def _follow(config: RunConfig) -> int:
+    from learner.ranks import follow
+
+    try:
+        follow(config)
+    except UserError as error:
+        return _say(f"reflux learner, rank {os.environ['RANK']}: {error}", EXIT_USER)
+    return EXIT_DONE
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = role_parser("learner")
     parser.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (learner.ranks)")
     parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)  # a rank of `reflux replay`: of a finished run too
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from common.codec import decode, encode
 from common.config import RunConfig
-from common.errors import RefluxError
+from common.errors import RefluxError, UserError
 from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
@@ -197,6 +197,8 @@ async def ranks_beside(count: int, argv: Sequence[str]) -> AsyncIterator[Callabl
     try:
         yield lambda: _watch(ranks)
     except Exception as error:
+        if _is_the_users(error):  # every rank refuses alike, and this one has said why
+            raise
         for _ in range(_GRACE_LOOKS):  # the collective may fail before the exit is noticed
             if dead := _dead(ranks):
                 raise RefluxError(dead) from error
@@ -217,9 +219,16 @@ async def _end(ranks: Sequence[asyncio.subprocess.Process]) -> None:
             await process.wait()
 
 
+def _is_the_users(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_the_users, error.exceptions))
+    return isinstance(error, UserError)
+
+
 async def _watch(ranks: Sequence[asyncio.subprocess.Process]) -> None:
     while True:
         if dead := _dead(ranks):
+            await asyncio.sleep(_LOOK_S * _GRACE_LOOKS)  # what killed it may stop this rank as well, which says it better
             raise RefluxError(dead)
         await asyncio.sleep(_LOOK_S)
 

@@ -136,6 +136,11 @@ class RunConfig(Section):
                 f"learner.ranks = {learner.ranks} processes cannot be divided into groups of learner.tensor_parallel * "
                 f"learner.pipeline_parallel = {learner.tensor_parallel} * {learner.pipeline_parallel}: make ranks a multiple of it"
             )
+        if learner.context_parallel > 1:
+            raise ValueError(
+                f"learner.context_parallel = {learner.context_parallel}: ranks cannot share a sequence (that needs Transformer Engine's "
+                "attention, which the learner does not divide yet); set it to 1, and divide by tensor_parallel with sequence_parallel"
+            )
         if learner.sequence_parallel and learner.tensor_parallel == 1:
             raise ValueError("learner.sequence_parallel = true divides what tensor-parallel ranks share: set learner.tensor_parallel too")
         return self

@@ -161,6 +161,8 @@ class LearnerSection(Section):
     """With tensor_parallel: divide the activations between the divided parts of a layer too, over the tokens."""
     pipeline_parallel: Positive = operational(1)
     """Stages, of as many layers each as possible, that work on different micro-batches at once."""
+    context_parallel: Positive = operational(1)
+    """Ranks that share one sequence: not there, so anything but 1 is refused."""
     recompute: bool = operational(False)
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)

@@ -168,6 +168,11 @@ def test_ranks_that_cannot_be_divided_into_groups_are_refused(ranks: int, layout
         parse_config(values(learner={"ranks": ranks, **layout}))
 
 
+def test_context_parallel_is_refused_with_what_to_set_instead() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.context_parallel = 2: ranks cannot share a sequence .* by tensor_parallel"):
+        parse_config(values(learner={"ranks": 2, "context_parallel": 2}))
+
+
 def test_sequence_parallel_without_tensor_parallel_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"set learner\.tensor_parallel too"):
         parse_config(values(learner={"sequence_parallel": True}))

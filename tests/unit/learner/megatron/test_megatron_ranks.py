@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[4]
 
 
-def launch(student: Path, directory: Path, *, ranks: int, **layout: int) -> list[dict]:
+def launch(student: Path, directory: Path, *begin: Path, ranks: int, **layout: int) -> list[dict]:
     """Run the ranks as processes of their own and return what each wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -30,7 +30,7 @@ def launch(student: Path, directory: Path, *, ranks: int, **layout: int) -> list
         place = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         paths = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
         environment = os.environ | {name: str(value) for name, value in place.items()} | paths
-        command = [sys.executable, rank_program.__file__, student, out, json.dumps(layout), directory / "state"]
+        command = [sys.executable, rank_program.__file__, student, out, json.dumps(layout), directory / "state", *begin]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(250) for process in processes] == [0] * ranks
     return [json.loads(out.read_text()) for out in outs]
@@ -67,7 +67,8 @@ def test_ranks_find_the_losses_and_weights_of_one(
     for ours, theirs in zip(alone, first["figures"], strict=True):
         figures = [ours.loss, ours.grad_norm, ours.metrics["kl"], ours.kl_by_teacher["teacher"], ours.tokens]
         assert theirs == pytest.approx(figures, rel=1e-5)
-    assert all(other == {"figures": first["figures"], "exported": 0} for other in others)
+    assert first["refusal"] == f"the loss of step {rank_program.STEPS} is nan: resume from the last checkpoint with a lower rate"
+    assert all(other == first | {"exported": 0} for other in others)
     exported = trainer.export(torch.float32)
     together = load_file(tmp_path / "ranks" / "rank0.safetensors")
     assert together.keys() == exported.keys()
@@ -80,3 +81,22 @@ def test_ranks_find_the_losses_and_weights_of_one(
     assert stats.step == rank_program.STEPS
     assert stats.loss == pytest.approx(alone[rank_program.SAVED].loss, rel=1e-5)
     assert stats.grad_norm == pytest.approx(alone[rank_program.SAVED].grad_norm, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_checkpoint_goes_from_layout_to_layout(tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
+    student, state = make_student("qwen3", layers=3), tmp_path / "alone"
+    trainer = make_trainer(student)
+    for step in range(rank_program.STEPS):
+        if step == rank_program.SAVED:
+            trainer.save(state)
+        stats = trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE)
+    for place, layout in enumerate(({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {})):
+        found, _ = launch(student, tmp_path / str(place), state, ranks=2, **layout)
+        (loss, grad_norm, *_), state = *found["figures"], tmp_path / str(place) / "state"
+        assert [loss, grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5), layout
+    continued = make_trainer(student)
+    continued.load(state)
+    again = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)
+    assert [again.loss, again.grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5)
