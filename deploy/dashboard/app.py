@@ -7,8 +7,9 @@ another site can neither read an answer (the names that this server answers to a
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any  # JSON values
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,11 +17,11 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from deploy.dashboard.source import Source
-from deploy.report.page import page
+from deploy.report.page import as_json, page
 
 _COOKIE = "reflux_token"
 _HEADERS = {
@@ -46,7 +47,7 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
             revision, edition = int(asked.get("revision", "0")), int(asked.get("edition", "0"))
         except ValueError:
             return PlainTextResponse("revision and edition are numbers", 400)
-        return JSONResponse(source.document(asked.get("epoch", ""), revision, edition))
+        return _json(source.document(asked.get("epoch", ""), revision, edition))
 
     async def rollout(request: Request) -> Response:
         try:
@@ -54,7 +55,7 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
         except ValueError:  # also of thousands of digits
             return PlainTextResponse("step and sample are numbers", 400)
         found = await source.rollout(step, seq)
-        return PlainTextResponse("there is no such rollout in the surviving model", 404) if found is None else JSONResponse(found)
+        return PlainTextResponse("there is no such rollout in the surviving model", 404) if found is None else _json(found)
 
     async def health(request: Request) -> Response:  # noqa: ARG001
         return PlainTextResponse("ok")
@@ -79,6 +80,10 @@ def application(source: Source, *, token: str, hosts: Sequence[str], poll_s: flo
         ],
         lifespan=lifespan,
     )
+
+
+def _json(data: Mapping[str, Any]) -> Response:
+    return Response(as_json(data), media_type="application/json")
 
 
 async def _with_headers(request: Request, answer: Answer) -> Response:

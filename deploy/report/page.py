@@ -7,6 +7,7 @@ Text of prompts and answers is data: it is embedded as JSON and shown as text, n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any  # JSON values
@@ -25,4 +26,20 @@ def page(data: Mapping[str, Any]) -> str:
 
 def _embedded(data: Mapping[str, Any]) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return as_json(data).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def as_json(data: Any) -> str:
+    """As browsers read it: a number that is NaN or infinite is null, half a character is a question mark."""
+    try:
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(errors="replace").decode()
+    except ValueError:
+        return as_json(_finite(data))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

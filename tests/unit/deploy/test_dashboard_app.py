@@ -57,6 +57,22 @@ async def test_the_page_comes_whole_and_its_data_follow_as_json() -> None:
     assert not source.opened_now
 
 
+async def test_numbers_and_characters_that_are_none_blank_no_page() -> None:
+    """A divergence of the mismatch, or a worker that sends nonsense."""
+
+    class Diverged(Told):
+        def document(self, epoch: str, revision: int, edition: int) -> dict[str, Any]:
+            return {"steps": [{"step": 1, "behaviour_kl": float("inf")}], "now": {"kl": float("nan"), "of": (0.5, "NaN", "\ud800")}}
+
+    async with served(Diverged()) as address:
+        status, text = await ask(address + "state")
+    assert (status, json.loads(text, parse_constant=pytest.fail)) == (
+        200,
+        {"steps": [{"step": 1, "behaviour_kl": None}], "now": {"kl": None, "of": [0.5, "NaN", "?"]}},
+    )
+    assert '"kl":null' in page({"kl": float("-inf")})
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 async def test_nothing_can_be_changed(method: str) -> None:
     async with served(Told()) as address, aiohttp.ClientSession() as session:

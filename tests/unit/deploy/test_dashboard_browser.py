@@ -147,7 +147,14 @@ async def test_a_page_follows_a_run_that_grows_and_keeps_what_is_being_read(reco
 
 async def beat(bus: Any, role: str, at: float, waiting: dict[str, float], **gauges: Any) -> None:
     report = Report(
-        role, f"{role}-1", at=at, process_s=0.1 * at, waiting=waiting, counters={"tokens": 100 * at, "samples": at}, gauges=gauges
+        role,
+        f"{role}-1",
+        host=HOSTILE,
+        at=at,
+        process_s=0.1 * at,
+        waiting=waiting,
+        counters={"tokens": 100 * at, "samples": at},
+        gauges=gauges,
     )
     await bus.beat(f"{role}-1", report.encode(), 60.0)
 
@@ -176,7 +183,7 @@ async def test_a_run_that_lives_is_a_picture_with_its_bottleneck(
             await bus.admit(1, 0, [(seq, b"ticket") for seq in range(9)])
             leases = await bus.lease([TICKETS], 5, 0)
             await bus.hand_off([Move(lease, rollouts("calm"), b"rollout") for lease in leases[1:]])
-            await bus.bury([Burial(leases[0], "it was poison")])
+            await bus.bury([Burial(leases[0], f"it was poison {HOSTILE}")])
             source = RunSource(run.config, period_s=0.1) if directory else BusSource("r", lambda: connected(run.config), period_s=0.1)
             async with asyncio.TaskGroup() as tasks, served(source) as address:
                 tasks.create_task(play(bus, stopping))
@@ -197,7 +204,9 @@ async def look_at_the_living(browser: Any, address: str, width: int) -> None:
     await shows(page, '[data-place="producer"]', "100 tok/s")
     await shows(page, "#workers", "learner-1")
     await shows(page, "#workers", "(1, 2)")
-    await shows(page, "#dead", "it was poison")
+    await shows(page, "#dead", f"it was poison {HOSTILE}")
+    await shows(page, "#workers", HOSTILE)
+    assert await page.locator("img").count() == 0
     assert await page.evaluate("document.documentElement.scrollWidth") <= width
     assert errors == []
     await page.close()
