@@ -107,6 +107,7 @@ def test_a_cluster_s_nodes_need_a_server_that_they_all_reach(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_roles_that_have_no_place_are_named_with_what_they_ask_for(tmp_path: Path) -> None:
     line = command("up", tmp_path, "--ray", "local", cluster__scorer_gpus=3, cluster__patience_s=1)
     done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
@@ -154,6 +155,7 @@ def test_two_scorers_become_four_when_rollouts_wait_for_a_teacher_on_servers_tha
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_server_that_ends_before_it_answers_is_named_with_its_last_words(tmp_path: Path) -> None:
     changed = {
         "teachers__arithmetic__kind": "sglang",

@@ -78,7 +78,7 @@ def test_what_cannot_start_says_so_a_few_times_and_not_for_ever(services: dict[s
 
 def test_every_image_is_pinned_or_built_here(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+(-\w+)?$", service["image"]), name
 
 
 def test_every_port_is_published_on_loopback_alone(services: dict[str, Any]) -> None:
@@ -239,6 +239,7 @@ def test_prometheus_finds_every_container_of_every_role(compose: dict[str, Any])
 def test_what_the_images_are_built_from_is_there(services: dict[str, Any]) -> None:
     builds = [services[name]["build"] for name in ("learner", "learner-gpu")]
     text = (ROOT / builds[0]["dockerfile"]).read_text()
+    assert re.findall(r"^FROM ([a-z]+:\S+)", text, re.MULTILINE) == re.findall(r"^FROM (python:3\.11\.\d+-\S+)", text, re.MULTILINE)
     targets = dict(re.findall(r"^FROM \S+ AS (\w+)$(.*?)(?=^FROM|\Z)", text, re.MULTILINE | re.DOTALL))
     assert [build["target"] for build in builds] == ["cpu", "gpu"]
     assert all(f"COPY --from=build-{name} /venv /venv" in targets[name] for name in ("cpu", "gpu"))
