@@ -101,6 +101,10 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         values.view(-1, values.shape[-1]).index_copy_(0, index, value_states.reshape(-1, values.shape[-1]))
         return keys[: self._rows, :, : self._reach], values[: self._rows, :, : self._reach]
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots, [S, K, C, D], for a step that writes and reads them itself, without a mask."""
+        return self._keys[layer], self._values[layer]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Asked by some architectures for a default of position_ids; we always give them."""
         del layer_idx
