@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from common.messages import Version
 from common.patience import until_mended
 from common.pulse import Pulse
 from common.weights.directory import DirectoryStore
+from common.weights.patient_thread import PatientThread
 
 
 async def test_what_is_waited_for_is_in_the_heartbeat_until_it_is_mended() -> None:
@@ -81,3 +84,29 @@ def test_a_store_that_never_answers_keeps_no_process_from_ending(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the weight store /mnt has not answered" in done.stderr
+
+
+async def test_calls_on_a_store_share_a_thread_which_ends_when_none_comes_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.weights.patient_thread._IDLE_S", 0.05)
+    calls = PatientThread("/mnt", 60.0)
+    for _ in range(3):
+        thread = await calls.run(threading.current_thread)
+        await asyncio.to_thread(thread.join, 60.0)
+        assert not thread.is_alive(), "with nothing to do it ends"
+    monkeypatch.setattr("common.weights.patient_thread._IDLE_S", 60.0)
+    assert len({await calls.run(threading.get_ident) for _ in range(20)}) == 1
+
+
+class Weights:
+    """Something that is a weak reference's business."""
+
+
+async def test_what_a_call_on_a_store_was_about_is_not_kept_behind_it() -> None:
+    calls, weights = PatientThread("/mnt", 60.0), Weights()
+    kept = weakref.ref(weights)
+    await calls.run(bool, weights)
+    del weights
+    async with asyncio.timeout(60):
+        while kept() is not None:  # the thread lets go a moment after it has answered
+            gc.collect()
+            await asyncio.sleep(0.01)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron_cases import MakeStudent, MakeTrainer, reference_loss, samples_of, squared_distance
 
 from learner.megatron.trainer import MegatronTrainer
@@ -132,3 +134,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_trainer: MakeTra
         trainer.step(samples_of(2), lambda inputs: LossOutput(inputs.student_logp_R * float("nan")), 1e-2)
     after = trainer.export(torch.float32)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_process_alone_has_one_process_group_for_everything(make_trainer: MakeTrainer) -> None:
+    make_trainer()
+    assert len(dist.distributed_c10d._world.pg_map) == 1
+    assert parallel_state.get_tensor_model_parallel_group() is parallel_state.get_data_parallel_group() is dist.group.WORLD
