@@ -60,7 +60,7 @@ def map_tensors(directory: Path) -> dict[str, RawTensor]:
     for path in sorted(directory.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # lives as long as the tensors
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # as long as the tensors; writable, as torch wishes
             tensors |= _mapped(memoryview(mapped), path.name)
         except (OSError, ValueError) as error:
             raise WeightsError(f"{path} cannot be read: {error}") from None

@@ -1,45 +1,37 @@
 """Puts published weights into the running model: all names and shapes are checked before the first parameter changes.
 
-Copying is in place, so whatever shares a parameter's memory (tied embeddings, fused matrices) changes with it.
+Copying is in place, so whatever shares a parameter's memory (tied embeddings, fused matrices) changes with it. The files are mapped:
+`safe_open(...).get_tensor` of safetensors 0.8 keeps a few bytes of every tensor for ever, and a run has thousands of versions.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from common.errors import WeightsError
 from common.messages import WeightManifest
+from common.weights.base import RawTensor
+from common.weights.tensorfile import map_tensors
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def swap_weights(model: Any, manifest: WeightManifest, directory: Path) -> None:
     """Raises WeightsError where the files are not this model's full weights; the model is then as before."""
     targets = dict(model.named_parameters(remove_duplicate=False))
-    with ExitStack() as files:
-        sources = _open(directory, files)
-        _check(targets, sources, manifest)
-        with torch.inference_mode():
-            for name, source in sources.items():
-                targets[name].copy_(source.get_tensor(name))
+    sources = map_tensors(directory)
+    _check(targets, sources, manifest)
+    with torch.inference_mode():
+        for name, source in sources.items():
+            if targets[name].numel():
+                targets[name].copy_(torch.frombuffer(source.buffer, dtype=_DTYPES[source.dtype]).view(source.shape))
 
 
-def _open(directory: Path, files: ExitStack) -> dict[str, Any]:
-    """Tensor name → the open file it lies in."""
-    sources: dict[str, Any] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            opened = files.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-        sources.update(dict.fromkeys(opened.keys(), opened))
-    return sources
-
-
-def _check(targets: dict[str, torch.nn.Parameter], sources: dict[str, Any], manifest: WeightManifest) -> None:
+def _check(targets: Mapping[str, torch.nn.Parameter], sources: Mapping[str, RawTensor], manifest: WeightManifest) -> None:
     version = tuple(manifest.version)
     unknown = sorted(sources.keys() - targets.keys())
     if unknown:
@@ -49,6 +41,7 @@ def _check(targets: dict[str, torch.nn.Parameter], sources: dict[str, Any], mani
     if absent:
         raise WeightsError(f"version {version} lacks {absent[0]}")
     for name, source in sources.items():
-        shape = tuple(source.get_slice(name).get_shape())
-        if shape != tuple(targets[name].shape):
-            raise WeightsError(f"version {version} has {name} as {shape}, the student as {tuple(targets[name].shape)}")
+        if source.shape != tuple(targets[name].shape):
+            raise WeightsError(f"version {version} has {name} as {source.shape}, the student as {tuple(targets[name].shape)}")
+        if source.dtype not in _DTYPES:
+            raise WeightsError(f"version {version} has {name} in {source.dtype}: known are {', '.join(_DTYPES)}")

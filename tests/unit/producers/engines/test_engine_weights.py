@@ -1,6 +1,8 @@
 """What a swap of weights does to answers in flight, step by step and without threads."""
 
 import asyncio
+import gc
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +109,27 @@ def test_wrong_files_change_nothing(students: dict[str, Path], tmp_path: Path, o
         "lacks model.layers.1.mlp.up_proj.weight": {key: value for key, value in tensors.items() if key != name},
         "has other.weight, which the student has not": {**tensors, "other.weight": tensors[name].clone()},
         r"has model.layers.1.mlp.up_proj.weight as \(3, 3\)": {**tensors, name: torch.zeros(3, 3)},
+        "has model.layers.1.mlp.up_proj.weight in I32: known are F64": {**tensors, name: tensors[name].int()},
     }
     for sentence, content in wrong.items():
         save_file(content, tmp_path / "model.safetensors")
         with pytest.raises(WeightsError, match=sentence):
             swap_weights(student.model, manifest_of(NEW), tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
-        swap_weights(student.model, manifest_of(NEW), tmp_path)
+    for damaged in (b"no", b""):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(WeightsError, match=r"is no safetensors file|cannot be read"):
+            swap_weights(student.model, manifest_of(NEW), tmp_path)
     assert all(torch.equal(parameter, before[name]) for name, parameter in student.model.named_parameters())
+
+
+def test_thousands_of_versions_leave_nothing_behind(students: dict[str, Path], other_qwen3: Path) -> None:
+    student = student_at(students["qwen3"])
+
+    def blocks_after(swaps: int) -> int:
+        for _ in range(swaps):
+            swap_weights(student.model, manifest_of(NEW), other_qwen3)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = blocks_after(3)
+    assert blocks_after(20) - before < 100
