@@ -87,6 +87,16 @@ def test_a_slow_student_sets_the_pace(producers: int) -> None:
     assert out.step_s == pytest.approx(1.0 / producers, rel=0.1)
 
 
+@pytest.mark.parametrize("share", [1.0, 2.0])
+def test_a_lease_as_large_as_the_window_starves_nobody(share: float) -> None:
+    """A scorer may take all that is live at once; the learner's publications part it into several leases again."""
+    config = configuration()
+    scorer = config.scorer.model_copy(update={"lease_tokens": int(share * config.window * (PROMPT + ANSWER))})
+    greedy = config.model_copy(update={"scorer": scorer})
+    modest, large = (simulate(setting(one, teacher=4000, learner=8000, spread=0.5), Layout(1, 1)) for one in (config, greedy))
+    assert large.samples_per_s > 0.95 * modest.samples_per_s
+
+
 def test_without_staleness_every_stage_waits_for_the_others() -> None:
     """Sampling, scoring and training of a batch follow one another; only scoring and sampling overlap a little."""
     out = simulate(setting(configuration(max_staleness=0), student=BATCH * ANSWER, teacher=TOKENS, learner=TOKENS), Layout(1, 1))
