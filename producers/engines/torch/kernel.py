@@ -2,7 +2,7 @@
 the cache, every row's query meets its own columns. One call instead of thirty, and no work on columns that a row has not.
 
 A row's numbers depend on that row alone. A row without a request stands at column 0 and hears itself. The machine code is made at the
-first call, in about a second.
+first call, in a second or two, and kept beside this file for the next start, where the directory can be written.
 
 Letters: N rows, S slots, H heads, K key-value heads, A = H + 2K, D head width, C columns, P positions.
 """
@@ -10,6 +10,8 @@ Letters: N rows, S slots, H heads, K key-value heads, A = H + 2K, D head width, 
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +19,10 @@ from numba import njit
 
 Floats = npt.NDArray[np.float32]
 _MATHS = {"reassoc", "contract", "arcp", "nsz"}  # not-a-number and infinity stay what they are
+_compiled = njit(fastmath=_MATHS, nogil=True, cache=os.access(Path(__file__).parent, os.W_OK))  # without a place numba refuses to cache
 
 
-@njit(fastmath=_MATHS, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
+@_compiled  # type: ignore[untyped-decorator]  # numba has no types
 def attend_rows(
     qkv_NAD: Floats,
     q_norm_D: Floats,
@@ -54,7 +57,7 @@ def attend_rows(
             _hear(qkv_NAD[row, head], keys_SKCD[row, kv, : place + 1], values_SKCD[row, kv], scale, weight_C, heard_NHD[row, head])
 
 
-@njit(fastmath=_MATHS, nogil=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _normalise(head_D: Floats, norm_D: Floats, eps: np.float32) -> None:
     """Root-mean-square norm in place, where there is one."""
     if not len(norm_D):
@@ -67,7 +70,7 @@ def _normalise(head_D: Floats, norm_D: Floats, eps: np.float32) -> None:
         head_D[d] *= inverse * norm_D[d]
 
 
-@njit(fastmath=_MATHS, nogil=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _turn(head_D: Floats, cos_D: Floats, sin_D: Floats, raw_D: Floats) -> None:
     """Half-rotation in place; `raw` is scratch."""
     half = len(head_D) // 2
@@ -77,7 +80,7 @@ def _turn(head_D: Floats, cos_D: Floats, sin_D: Floats, raw_D: Floats) -> None:
         head_D[d + half] = raw_D[d + half] * cos_D[d + half] + raw_D[d] * sin_D[d + half]
 
 
-@njit(fastmath=_MATHS, nogil=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _hear(query_D: Floats, key_WD: Floats, value_CD: Floats, scale: np.float32, weight_C: Floats, heard_D: Floats) -> None:
     """softmax(query · keyᵀ · scale) · value over the keys given; `weight` is scratch."""
     columns, width = key_WD.shape
