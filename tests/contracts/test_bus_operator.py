@@ -119,7 +119,7 @@ async def test_more_dead_letters_than_one_answer_may_hold_are_all_told(medium: M
     await bus.hand_off([Move(lease, SCORED, lease.seq.to_bytes(2, "big") * size) for lease in held])
     await bus.bury([Burial(lease, f"reason {lease.seq}") for lease in await bus.lease([SCORED], count, 0)])
     limit = count * size  # half of what the letters hold
-    async with connect_url(medium.url, run=medium.run, name="a", lease_s=9.0, outage_timeout_s=5.0, largest_answer=limit) as reader:
+    async with connect_url(medium.url, run=medium.run, name="a", lease_s=9.0, outage_timeout_s=60.0, largest_answer=limit) as reader:
         letters = await reader.dead_letters()
     assert letters == {seq: DeadLetter(seq, 0, f"reason {seq}", seq.to_bytes(2, "big") * size) for seq in range(count)}
 

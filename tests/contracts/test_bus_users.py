@@ -65,7 +65,7 @@ async def worker(guarded: EmbeddedServer) -> AsyncIterator[Any]:
 
         async def make(role: str, name: str = "", **options: Any) -> Any:
             url = guarded.address.url_of(RUN, role)
-            bus = connect_url(url, run=RUN, name=name or f"{role}-1", lease_s=0.2, outage_timeout_s=5.0, **options)
+            bus = connect_url(url, run=RUN, name=name or f"{role}-1", lease_s=0.2, outage_timeout_s=60.0, **options)
             return await closing.enter_async_context(bus)
 
         yield make

@@ -119,9 +119,9 @@ async def test_a_server_smaller_than_the_window_is_refused_with_both_numbers(ser
 
     with redis.Redis.from_url(server.url) as client:
         client.config_set("maxmemory", "64mb")
-    connection = connect_url(server.url, run="r", name="w", lease_s=30.0, outage_timeout_s=5.0, max_bytes=65 << 20)
+    connection = connect_url(server.url, run="r", name="w", lease_s=30.0, outage_timeout_s=60.0, max_bytes=65 << 20)
     with pytest.raises(ConfigError, match=r"maxmemory of 67108864 bytes, less than bus\.max_bytes = 68157440"):
         async with connection:
             pass
-    async with connect_url(server.url, run="r", name="w", lease_s=30.0, outage_timeout_s=5.0, max_bytes=64 << 20) as bus:
+    async with connect_url(server.url, run="r", name="w", lease_s=30.0, outage_timeout_s=60.0, max_bytes=64 << 20) as bus:
         await bus.state()

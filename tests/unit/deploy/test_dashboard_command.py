@@ -35,7 +35,7 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 async def begin(url: str, *names: str) -> None:
     for name in names:
-        async with connect_url(url, run=name, name="learner", lease_s=30.0, outage_timeout_s=3.0) as bus:
+        async with connect_url(url, run=name, name="learner", lease_s=30.0, outage_timeout_s=60.0) as bus:
             await bus.claim(1, "learner", 30.0, False)
             await bus.admit(1, 0, [(0, b"ticket")])
 

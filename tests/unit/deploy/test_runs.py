@@ -27,7 +27,7 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def fill(url: str, run: str, *, alive: bool = False) -> None:
-    async with connect_url(url, run=run, name="worker", lease_s=30.0, outage_timeout_s=3.0) as bus:
+    async with connect_url(url, run=run, name="worker", lease_s=30.0, outage_timeout_s=60.0) as bus:
         await bus.claim(1, "learner", 30.0, False)
         await bus.admit(1, 0, [(seq, b"ticket") for seq in range(5)])
         await bus.bury([Burial(lease, "why") for lease in await bus.lease([TICKETS], 2, 0)])
@@ -125,7 +125,7 @@ async def test_a_fresh_start_on_a_shared_server_leaves_nothing_of_the_old_run(ur
     await fill(url, "two")
     await _forget(parse_config(values), force=False)
     assert set(await runs(url)) - {"one"} == {"two"}
-    async with connect_url(url, run="one", name="w", lease_s=30.0, outage_timeout_s=3.0) as bus:
+    async with connect_url(url, run="one", name="w", lease_s=30.0, outage_timeout_s=60.0) as bus:
         assert (await bus.state()).term == 0
         await bus.claim(1, "learner", 30.0, False)
         with pytest.raises(UserError, match="is alive on its server \\(learner\\)"):

@@ -23,7 +23,7 @@ def first_cause(error):
 async def test_a_learner_whose_server_falls_silent_ends_with_its_name_in_time(tmp_path):
     async with EmbeddedServer.start(tmp_path / "server") as server:
         run = World(tmp_path, url=server.url)
-        run.connect = lambda name: partial(connect_url, server.url, run="run", lease_s=0.6, outage_timeout_s=1.0)(name=name)
+        run.connect = lambda name: partial(connect_url, server.url, run="run", lease_s=0.6, outage_timeout_s=4.0)(name=name)
         life = asyncio.create_task(run.life())
         async with asyncio.timeout(60):
             while run.worker is None or not run.published():
