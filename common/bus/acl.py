@@ -17,7 +17,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 _CONNECTS = "ping select info"
 _RUNS_SCRIPTS = f"{_CONNECTS} eval evalsha"
 _LOOKS = "exists get hexists hget hgetall hkeys hlen hmget hscan smembers xlen xpending xrange xread"
-_WORKS = "exists hdel hexists hget hincrby hset pexpire sadd set xack xadd xclaim xdel xgroup|create xpending xrange xreadgroup"
+_WORKS = "exists hdel hexists hget hincrby hmget hset pexpire sadd set xack xadd xclaim xdel xgroup|create xpending xrange xreadgroup"
 _REAPS = "srem xgroup|delconsumer"
 _COMMANDS: Mapping[Role, str] = {
     "learner": f"{_RUNS_SCRIPTS} {_LOOKS} {_WORKS} {_REAPS} del hsetnx xtrim",

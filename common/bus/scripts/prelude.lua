@@ -34,15 +34,26 @@ end
 
 local function in_ledger(topic) return topic ~= 'eval' and topic ~= 'evaluated' end
 
-local function named(topic, entry, seq, attempt)
-  return redis.call('HGET', key('live'), seq) == entry .. ' ' .. attempt .. ' ' .. topic
+-- What a hash says of the seqs that stand at every `stride`th argument from `first` on, in one call: seq -> value, or false.
+local function said_of(hash, first, stride)
+  local seqs, said = {}, {}
+  for i = first, #ARGV, stride do seqs[#seqs + 1] = ARGV[i] end
+  if #seqs == 0 then return said end
+  for i, value in ipairs(redis.call('HMGET', key(hash), unpack(seqs))) do said[seqs[i]] = value end
+  return said
+end
+
+-- `said`: what `live` says of the seq, where the caller has asked already.
+local function named(topic, entry, seq, attempt, said)
+  if said == nil then said = redis.call('HGET', key('live'), seq) end
+  return said == entry .. ' ' .. attempt .. ' ' .. topic
 end
 
 -- How often the entry was delivered, if the caller owns it and `live` names it; else nil.
-local function owned(topic, entry, seq, attempt)
+local function owned(topic, entry, seq, attempt, said)
   local pending = redis.pcall('XPENDING', key(topic), GROUP, entry, entry, 1, ME)
   if pending.err or not pending[1] then return nil end
-  if in_ledger(topic) and not named(topic, entry, seq, attempt) then return nil end
+  if in_ledger(topic) and not named(topic, entry, seq, attempt, said) then return nil end
   return pending[1][4]
 end
 

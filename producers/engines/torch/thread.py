@@ -28,6 +28,9 @@ from producers.engines.torch.weights import swap_weights
 
 log = logging.getLogger(__name__)
 
+_GATHER_S = 0.01
+"""A few decode steps of a small model, one of a large."""
+
 
 @dataclass(frozen=True, slots=True)
 class Join:
@@ -75,6 +78,7 @@ class MathsThread:
         self._scheduler = scheduler
         self._threads = threads
         self._pulse = pulse
+        self._tell_at = 0.0
         self._fresh = False  # nothing has been sampled with `version` yet
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
 
@@ -96,18 +100,32 @@ class MathsThread:
         try:
             torch.set_num_threads(self._threads)
             with torch.inference_mode():
+                finished: Finished = []
                 while self._obey(loop):
-                    finished = self._advance()
-                    if finished:
+                    finished += self._advance()
+                    if finished and self._is_due():
                         loop.call_soon_threadsafe(listener.finished, finished)
+                        finished = []
         except BaseException as error:  # the thread's outermost boundary: it reaches every caller
             log.exception("the engine's maths failed")
             with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(listener.failed, error)
 
+    def _is_due(self) -> bool:
+        """Answers that follow one another closely are told together: each call wakes the event loop. None waits where nothing runs."""
+        now = time.monotonic()
+        if now < self._tell_at and self._runs:
+            return False
+        self._tell_at = now + _GATHER_S
+        return True
+
+    @property
+    def _runs(self) -> bool:
+        return bool(self._batch.active or len(self._scheduler))
+
     def _obey(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Carries out what was ordered; with nothing in flight it waits for an order. False: stop."""
-        idle = not self._batch.active and not len(self._scheduler)
+        idle = not self._runs
         while idle or not self._orders.empty():
             order = self._orders.get()
             idle = False

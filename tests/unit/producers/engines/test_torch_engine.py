@@ -18,6 +18,7 @@ from common.messages import Completion, Sampling, Ticket, Version
 from common.pulse import Pulse
 from producers.engines import open_engine
 from producers.engines.base import Engine
+from producers.engines.torch.engine import TorchEngine
 
 Configure = Callable[..., RunConfig]
 
@@ -86,6 +87,19 @@ async def test_the_most_likely_ids_are_recorded_where_it_is_asked_for(configure:
         assert (completion.top_ids == expected.indices.numpy()).mean() > 0.99  # but for ties
         np.testing.assert_array_equal(completion.response_ids, plain[each.seq].response_ids)
         assert plain[each.seq].top_ids is None
+
+
+async def test_answers_that_follow_one_another_closely_are_told_together_and_none_is_kept_back(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    finished = TorchEngine.finished
+    monkeypatch.setattr("producers.engines.torch.thread._GATHER_S", 3600.0)
+    monkeypatch.setattr(TorchEngine, "finished", lambda engine, some: (told.append(len(some)), finished(engine, some)))
+    tickets = [ticket(seq, new=4 + 3 * (seq % 7)) for seq in range(24)]
+    done = await answers(configure(slots=5), tickets)
+    assert len(done) == sum(told) == len(tickets)
+    assert len(told) <= 2, "the first at once, the others when nothing is left to compute"
 
 
 async def test_neither_order_nor_slot_count_changes_a_draw(configure: Configure) -> None:
