@@ -16,13 +16,30 @@ from typing import Any
 from common.errors import ConfigError
 from learner.megatron.rope import Rope, read_rope
 
-_FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
+_FAMILIES = {
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Qwen2ForCausalLM": "qwen2",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+}
 _Json = Mapping[str, Any]  # any JSON value
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """What stands in place of the MLP in some layers: each token goes to the `chosen` most likely of `count` experts."""
+
+    count: int
+    chosen: int
+    intermediate: int
+    normalised: bool  # the chosen ones' shares sum to 1
+    layers: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
-    """A dense decoder: RMSNorm, rotary positions, grouped-query attention, gated SiLU."""
+    """A decoder: RMSNorm, rotary positions, grouped-query attention, gated SiLU, in an MLP or in experts."""
 
     family: str
     layers: int
@@ -38,6 +55,7 @@ class Architecture:
     tied: bool
     qkv_bias: bool
     qk_norm: bool
+    experts: Experts | None = None
 
 
 def read_architecture(directory: Path) -> Architecture:
@@ -66,7 +84,20 @@ def read_architecture(directory: Path) -> Architecture:
         rope=read_rope(config, directory),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qk_norm=family in {"qwen3", "qwen3_moe"},
+        experts=_experts(config) if family == "qwen3_moe" else None,
+    )
+
+
+def _experts(config: _Json) -> Experts:
+    """transformers 5 writes `num_local_experts` where version 4 wrote `num_experts`."""
+    dense, every = set(config.get("mlp_only_layers") or ()), int(config.get("decoder_sparse_step") or 1)
+    return Experts(
+        count=int(config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]),
+        chosen=int(config["num_experts_per_tok"]),
+        intermediate=int(config["moe_intermediate_size"]),
+        normalised=bool(config.get("norm_topk_prob", False)),
+        layers=frozenset(layer for layer in range(int(config["num_hidden_layers"])) if layer not in dense and (layer + 1) % every == 0),
     )
 
 
@@ -86,6 +117,7 @@ def _refuse_what_is_not_modelled(config: _Json, family: str, directory: Path) ->
         "use_sliding_window": bool(config.get("use_sliding_window")),
         "sliding_window": family == "mistral" and (config.get("sliding_window") or math.inf) < config["max_position_embeddings"],
         "layer_types": any(kind != "full_attention" for kind in config.get("layer_types") or ()),
+        "num_experts_per_tok": config.get("num_experts_per_tok") == 1 and bool(config.get("norm_topk_prob")),  # no gradient for the router
         "quantization_config": bool(config.get("quantization_config")),
         "partial_rotary_factor": float(config.get("partial_rotary_factor") or 1.0) != 1.0,
     }

@@ -63,7 +63,8 @@ def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_no
     ours, theirs = f"decoder.layers.{place}", f"model.layers.{index}"
     attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
     input_norm = f"{attention}.linear_qkv.layer_norm_weight" if fused_norms else f"{ours}.input_layernorm.weight"
-    mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms else f"{ours}.pre_mlp_layernorm.weight"
+    routed = architecture.experts is not None and index in architecture.experts.layers
+    mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms and not routed else f"{ours}.pre_mlp_layernorm.weight"
     yield Rule(input_norm, (f"{theirs}.input_layernorm.weight",), Layout.REPLICATED)
     for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
         qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
@@ -73,9 +74,17 @@ def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_no
         yield Rule(f"{attention}.{name}_layernorm.weight", norm, Layout.REPLICATED)
     yield Rule(f"{attention}.linear_proj.weight", (f"{theirs}.self_attn.o_proj.weight",), Layout.COLUMNS)
     yield Rule(mlp_norm, (f"{theirs}.post_attention_layernorm.weight",), Layout.REPLICATED)
-    gate_up = (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight")
-    yield Rule(f"{mlp}.linear_fc1.weight", gate_up, Layout.GATE_UP)
-    yield Rule(f"{mlp}.linear_fc2.weight", (f"{theirs}.mlp.down_proj.weight",), Layout.COLUMNS)
+    if not routed:
+        yield from _mlp_rules(mlp, f"{theirs}.mlp")
+        return
+    yield Rule(f"{mlp}.router.weight", (f"{theirs}.mlp.gate.weight",), Layout.REPLICATED)
+    for expert in range(architecture.experts.count):
+        yield from _mlp_rules(f"{mlp}.experts.local_experts.{expert}", f"{theirs}.mlp.experts.{expert}")
+
+
+def _mlp_rules(ours: str, theirs: str) -> Iterator[Rule]:
+    yield Rule(f"{ours}.linear_fc1.weight", (f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"), Layout.GATE_UP)
+    yield Rule(f"{ours}.linear_fc2.weight", (f"{theirs}.down_proj.weight",), Layout.COLUMNS)
 
 
 def padded(vocabulary: int, size: int) -> int:

@@ -25,11 +25,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from common.errors import ConfigError
-from learner.megatron.architecture import Architecture
+from learner.megatron.architecture import Architecture, Experts
 from learner.megatron.attention import PackedSequences, PaddedAttention
 from learner.megatron.mapping import padded, rules
 from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
+from learner.megatron.router import Router
 from learner.megatron.rows import take_rows
 from learner.megatron.stages import Stage, megatron_layout, stages
 from learner.megatron.swiglu import SwiGLU
@@ -83,6 +84,8 @@ def build_student(
     size = settings.tensor_parallel
     if architecture.kv_heads % size:
         raise ConfigError(f"{architecture.kv_heads} key/value heads cannot be divided over {size} tensor-parallel ranks")
+    if architecture.experts and size > 1 and not settings.sequence_parallel:
+        raise ConfigError("a model with experts is divided over tensor-parallel ranks by tokens too: set learner.sequence_parallel = true")
     stage = stages(architecture.layers, settings.pipeline_parallel)[stage_index]
     config = _configuration(architecture, settings, dtype)
     student = Student(
@@ -122,7 +125,7 @@ def _mark_divided(student: Student, architecture: Architecture) -> None:
 
 
 def _configuration(architecture: Architecture, settings: TrainerSettings, dtype: torch.dtype) -> TransformerConfig:
-    return TransformerConfig(
+    config = TransformerConfig(
         num_layers=architecture.layers,
         hidden_size=architecture.hidden,
         ffn_hidden_size=architecture.intermediate,
@@ -150,7 +153,24 @@ def _configuration(architecture: Architecture, settings: TrainerSettings, dtype:
         calculate_per_token_loss=True,
         apply_rope_fusion=has_transformer_engine(),
         **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if settings.recompute else {}),
+        **_experts(architecture.experts),
     )
+    if architecture.experts:
+        config.moe_token_dispatcher_type = "allgather"  # needs as many tokens on all ranks of a layer, as tensor-parallel ones have
+    return config
+
+
+def _experts(experts: Experts | None) -> dict[str, Any]:
+    """Of Megatron's configuration. No loss for balance: the student is to agree with its teacher, whichever experts that takes."""
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.intermediate,
+        "moe_router_topk": experts.chosen,
+        "moe_router_pre_softmax": not experts.normalised,
+        "moe_router_load_balancing_type": "none",
+    }
 
 
 def _pipeline(layers: int, count: int) -> dict[str, Any]:
@@ -166,23 +186,26 @@ def _pipeline(layers: int, count: int) -> dict[str, Any]:
 
 
 def _layers(architecture: Architecture, stage: Stage, *, drop_rows: bool) -> TransformerBlockSubmodules:
-    if has_transformer_engine():
-        layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_norm)
-        norm = TENorm
-    else:
-        layer, norm = _local_layer(architecture), RMSNorm
-    layers = [layer] * len(stage.layers)
+    experts = architecture.experts
+    layers = [_layer(architecture, experts.count if experts and index in experts.layers else None) for index in stage.layers]
     if stage.last and drop_rows:
-        layers[-1] = ModuleSpec(module=LastLayer, submodules=layer.submodules)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
+        layers[-1] = ModuleSpec(module=LastLayer, submodules=layers[-1].submodules)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=TENorm if has_transformer_engine() else RMSNorm)
 
 
-def _local_layer(architecture: Architecture) -> ModuleSpec:
-    layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+def _layer(architecture: Architecture, experts: int | None) -> ModuleSpec:
+    if has_transformer_engine():
+        layer: ModuleSpec = get_gpt_layer_with_transformer_engine_spec(num_experts=experts, qk_layernorm=architecture.qk_norm)
+        return layer
+    layer = get_gpt_layer_local_spec(num_experts=experts, qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
     parts: TransformerLayerSubmodules = layer.submodules
     attention: Any = parts.self_attention.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    parts.mlp.submodules.activation_func = SwiGLU
+    mlp: Any = parts.mlp
+    if experts:
+        mlp.submodules.router = Router
+        mlp = mlp.submodules.experts
+    mlp.submodules.activation_func = SwiGLU
     attention.core_attention = PaddedAttention
     if architecture.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm

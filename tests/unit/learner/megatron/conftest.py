@@ -13,6 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from learner.megatron.trainer import MegatronTrainer
 
 
+SHAPES: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": None},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},
+}
+
+
 @pytest.fixture(scope="session")
 def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
     """Save a random student whose norms and biases are no identities; head_dim differs from hidden / heads."""
@@ -25,6 +31,7 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
         rope: dict[str, object] | None = None,
         vocabulary: int = VOCABULARY,
         layers: int = 2,
+        shape: dict[str, object] | None = None,
         **options: object,
     ) -> Path:
         config = AutoConfig.for_model(
@@ -39,7 +46,7 @@ def make_student(tmp_path_factory: pytest.TempPathFactory) -> MakeStudent:
             max_position_embeddings=256,
             tie_word_embeddings=tied,
             rope_parameters={"rope_type": "default", "rope_theta": 3000.0} | (rope or {}),
-            **({"sliding_window": None} if family == "mistral" else {}),
+            **SHAPES.get(family, {}) | (shape or {}),
         )
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config)

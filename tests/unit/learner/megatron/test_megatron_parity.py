@@ -16,7 +16,7 @@ from learner.megatron.logprobs import chosen_logprobs
 from learner.megatron.quiet import quiet
 from learner.megatron.trainer import MegatronTrainer
 
-VARIANTS = [(family, tied) for family in ("qwen3", "qwen2", "llama", "mistral") for tied in (True, False)]
+VARIANTS = [(family, tied) for family in ("qwen3", "qwen3_moe", "qwen2", "llama", "mistral") for tied in (True, False)]
 
 
 def all_logprobs(trainer: MegatronTrainer, samples: list) -> torch.Tensor:
@@ -52,6 +52,15 @@ def test_an_export_is_the_loaded_file_bit_for_bit(family: str, tied: bool, make_
     file = load_file(student / "model.safetensors")
     assert exported.keys() == file.keys()
     assert all(torch.equal(exported[name], file[name]) for name in file)
+
+
+def test_experts_in_some_layers_whose_shares_are_not_normalised(make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
+    shape = {"mlp_only_layers": [1], "decoder_sparse_step": 1, "norm_topk_prob": False}
+    student, samples = make_student("qwen3_moe", layers=3, shape=shape), samples_of(5)
+    found = all_logprobs(make_trainer(student), samples)
+    torch.testing.assert_close(found, reference(student, samples), atol=1e-5, rtol=0)
+    edit_config(student, norm_topk_prob=True)
+    assert (reference(student, samples) - found).abs().max() > 1e-3
 
 
 def test_a_sharded_model_is_read_through_its_index(make_student: MakeStudent, make_trainer: MakeTrainer) -> None:

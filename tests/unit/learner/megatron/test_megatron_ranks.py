@@ -41,8 +41,10 @@ TWO = [
     ({"tensor_parallel": 2}, {"vocabulary": VOCABULARY + 1}),
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"tied": False}),
     ({"pipeline_parallel": 2}, {"layers": 3}),
+    ({"tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
 ]
 FOUR = [
+    ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe", "layers": 3}),
     ({"tensor_parallel": 2}, {}),
     ({"tensor_parallel": 2, "pipeline_parallel": 2}, {"layers": 3}),
     ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"tied": False}),
@@ -58,9 +60,9 @@ FOUR = [
     ids=str,
 )
 def test_ranks_find_the_losses_and_weights_of_one(
-    ranks: int, layout: dict[str, int], shape: dict[str, int], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+    ranks: int, layout: dict[str, int], shape: dict[str, object], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
 ) -> None:
-    student = make_student("qwen3", **shape)
+    student = make_student(**{"family": "qwen3"} | shape)
     first, *others = launch(student, tmp_path / "ranks", ranks=ranks, **layout)
     trainer = make_trainer(student)
     alone = [trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE) for step in range(rank_program.STEPS)]
