@@ -17,14 +17,16 @@ _PROCESS = 600 << 20
 def parameters(a: Architecture) -> int:
     """How many numbers the model has."""
     attention = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
-    layer = attention + 3 * a.hidden * a.intermediate + 2 * a.hidden
-    return a.layers * layer + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
+    mlp = 3 * a.hidden * a.intermediate
+    experts = len(a.experts.layers) * (a.experts.count * (3 * a.hidden * a.experts.intermediate + a.hidden) - mlp) if a.experts else 0
+    return a.layers * (attention + mlp + 2 * a.hidden) + experts + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
 
 
 def learner_bytes(config: RunConfig, a: Architecture) -> int:
     """Of one rank: its share of the model's state, and the activations of one micro-batch."""
     learner = config.learner
-    layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * a.intermediate + 4 * a.head_dim * (a.heads + a.kv_heads)
+    inner = max(a.intermediate, a.experts.chosen * (a.experts.intermediate + a.hidden) if a.experts else 0)
+    layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * inner + 4 * a.head_dim * (a.heads + a.kv_heads)
     tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
     shares = learner.tensor_parallel * learner.pipeline_parallel
     return (_STATE * parameters(a) + tokens * a.layers * layer * _FLOAT) // shares + _LOGITS + _PROCESS

@@ -19,6 +19,7 @@ from producers.engines.torch.batch import Batch
 from producers.engines.torch.forward import ModelForward
 from producers.engines.torch.fused import FusedForward, can_fuse
 from producers.engines.torch.loader import load_student
+from producers.engines.torch.weights import weight_targets
 from scorers.teachers.torch.forward import response_scores
 from scorers.teachers.torch.loading import CausalModel, load_causal_model
 from scorers.teachers.verdict import RawScores
@@ -40,7 +41,7 @@ class StandInModel:
     shape: ModelShape
     batch: Batch
     scoring: CausalModel
-    targets: tuple[dict[str, torch.nn.Parameter], ...]  # of both copies, by the names that files use
+    targets: tuple[dict[str, torch.Tensor], ...]  # of both copies, by the names that files use
 
     @torch.inference_mode()
     def score(self, ids: Ids, start: int, top: int) -> RawScores:
@@ -88,12 +89,12 @@ def open_model(directory: Path, dtype: str, slots: int) -> StandInModel:
     student = load_student(directory, dtype=kind, device=device)
     forward = FusedForward(student, slots=slots) if can_fuse(student) else ModelForward(student, slots=slots)
     seed = int.from_bytes(np.random.default_rng().bytes(6), "little")  # its draws are nobody else's
-    scoring_targets = {f"model.{name}": parameter for name, parameter in scoring.body.named_parameters(remove_duplicate=False)}
+    scoring_targets = {f"model.{name}": tensor for name, tensor in weight_targets(scoring.body).items()}
     scoring_targets |= {f"lm_head.{name}": parameter for name, parameter in scoring.head.named_parameters()}
     return StandInModel(
         directory=directory,
         shape=read_shape(directory),
         batch=Batch(forward, slots=slots, seed=seed, device=device),
         scoring=scoring,
-        targets=(dict(student.model.named_parameters(remove_duplicate=False)), scoring_targets),
+        targets=(weight_targets(student.model), scoring_targets),
     )

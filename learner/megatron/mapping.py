@@ -63,8 +63,8 @@ def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_no
     ours, theirs = f"decoder.layers.{place}", f"model.layers.{index}"
     attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
     input_norm = f"{attention}.linear_qkv.layer_norm_weight" if fused_norms else f"{ours}.input_layernorm.weight"
-    routed = architecture.experts is not None and index in architecture.experts.layers
-    mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms and not routed else f"{ours}.pre_mlp_layernorm.weight"
+    experts = architecture.experts.count if architecture.experts and index in architecture.experts.layers else 0
+    mlp_norm = f"{mlp}.linear_fc1.layer_norm_weight" if fused_norms and not experts else f"{ours}.pre_mlp_layernorm.weight"
     yield Rule(input_norm, (f"{theirs}.input_layernorm.weight",), Layout.REPLICATED)
     for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
         qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
@@ -74,11 +74,11 @@ def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_no
         yield Rule(f"{attention}.{name}_layernorm.weight", norm, Layout.REPLICATED)
     yield Rule(f"{attention}.linear_proj.weight", (f"{theirs}.self_attn.o_proj.weight",), Layout.COLUMNS)
     yield Rule(mlp_norm, (f"{theirs}.post_attention_layernorm.weight",), Layout.REPLICATED)
-    if not routed:
+    if not experts:
         yield from _mlp_rules(mlp, f"{theirs}.mlp")
         return
     yield Rule(f"{mlp}.router.weight", (f"{theirs}.mlp.gate.weight",), Layout.REPLICATED)
-    for expert in range(architecture.experts.count):
+    for expert in range(experts):
         yield from _mlp_rules(f"{mlp}.experts.local_experts.{expert}", f"{theirs}.mlp.experts.{expert}")
 
 

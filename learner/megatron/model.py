@@ -156,7 +156,7 @@ def _configuration(architecture: Architecture, settings: TrainerSettings, dtype:
         **_experts(architecture.experts),
     )
     if architecture.experts:
-        config.moe_token_dispatcher_type = "allgather"  # needs as many tokens on all ranks of a layer, as tensor-parallel ones have
+        config.moe_token_dispatcher_type = "allgather"  # noqa: S105 - all ranks of a layer have as many tokens, as it needs
     return config
 
 

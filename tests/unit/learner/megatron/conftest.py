@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from learner.megatron.trainer import MegatronTrainer
 
-
 SHAPES: dict[str, dict[str, object]] = {
     "mistral": {"sliding_window": None},
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},

@@ -22,6 +22,7 @@ REFUSED = [
     ({"use_sliding_window": True}, "use_sliding_window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"num_experts_per_tok": 1, "norm_topk_prob": True}, "num_experts_per_tok = 1"),
 ]
 
 

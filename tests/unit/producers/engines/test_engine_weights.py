@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen3MoeConfig
 
 from common.errors import WeightsError
 from common.messages import Completion, Sampling, Span, Ticket, Version, WeightFile, WeightManifest
@@ -55,6 +55,28 @@ def sample_across_a_swap(student: Student, forward: Forward, new_weights: Path) 
         while batch.active:
             finished += batch.step()
     return finished
+
+
+def test_experts_that_files_hold_one_by_one_are_swapped(tmp_path: Path) -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=24,
+        moe_intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[0],
+    )
+    for name in ("old", "new"):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    student, other = student_at(tmp_path / "old"), student_at(tmp_path / "new")
+    swap_weights(student.model, manifest_of(NEW), tmp_path / "new")
+    for (name, swapped), expected in zip(student.model.named_parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(swapped, expected), name
 
 
 @pytest.mark.parametrize("fused", [True, False])
