@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Finished = tuple[Lease, Rollout]
 
-_LINGER_S = 0.02
+_LINGER_S = 0.04
 """A finished rollout waits so long for others to be handed off with, while others are still being sampled."""
 
 

@@ -53,7 +53,7 @@ class Scorer:
     _linger_s: ClassVar[float] = 0.02  # how long it waits for company when there is less than half a forward pass
     _repair_s: ClassVar[float] = 5.0  # between two examinations of a teacher that turned bad
     _examine_s: ClassVar[float] = 60.0  # between two of one that seems well
-    _busy_s: ClassVar[float] = 0.1  # between two looks for more while the teacher is busy: its end comes as an event, so nothing is late
+    _busy_s: ClassVar[float] = 0.25  # between two looks for more while the teacher is busy: its end comes as an event, so nothing is late
 
     def __init__(self, *, worker: Worker, teacher: Teacher, name: str, examine: Callable[[], Awaitable[str]]) -> None:
         self._worker = worker

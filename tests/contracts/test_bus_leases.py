@@ -121,6 +121,15 @@ async def test_a_released_entry_reaches_a_worker_that_waits_already(medium: Medi
     assert time.monotonic() - begin < 30
 
 
+async def test_a_released_entry_reaches_a_worker_that_has_just_found_nothing(medium: Medium) -> None:
+    draining, other = await medium.bus(), await medium.bus()
+    await start_run(draining, 1)
+    held = await draining.lease([TICKETS], 1, 0)
+    assert await other.lease([TICKETS], 1, 0) == []
+    await draining.release(held)
+    assert seqs(await other.lease([TICKETS], 1, 60.0)) == [0]
+
+
 async def test_only_the_owner_can_release(medium: Medium) -> None:
     owner, other = await medium.bus(), await medium.bus()
     await start_run(owner, 1)
