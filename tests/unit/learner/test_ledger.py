@@ -89,3 +89,17 @@ async def test_leases_that_were_given_up_while_the_learner_was_full_are_taken_ag
             await asyncio.sleep(0.01)
         prepared = await asyncio.wait_for(bench.ledger.prepare(), 60)
     assert prepared.record.seqs == (bench.first, bench.first + 1)
+
+
+async def test_reconciling_lets_go_of_all_that_is_held(tmp_path):
+    bench = Bench(tmp_path)
+    await bench.admit(2 * BATCH)
+    await bench.score(sampled_at=STEP)
+    async with background(bench.ledger.intake()):
+        await bench.full()
+    await bench.ledger.reconcile()
+    assert len(bench.keeper) == 0
+    assert (await bench.bus.state()).leased[SCORED] == 0
+    async with background(bench.ledger.intake()):
+        prepared = await asyncio.wait_for(bench.ledger.prepare(), 60)
+    assert prepared.record.seqs == (bench.first, bench.first + 1)
