@@ -19,6 +19,7 @@ from deploy.lock import is_held, only_supervisor
 
 T = TypeVar("T")
 _CONNECT_S = 3.0
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @asynccontextmanager
@@ -56,5 +57,5 @@ def visit(config: RunConfig, ask: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
 
 
 def say(sentence: str) -> None:
-    """One line for a person, however long."""
-    Console().print(sentence, highlight=False, markup=False, soft_wrap=True)
+    """One line for a person, however long; what strangers put into it cannot command the terminal."""
+    Console().print(sentence.translate(_CONTROLS), highlight=False, markup=False, soft_wrap=True)

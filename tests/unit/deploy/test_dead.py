@@ -18,6 +18,7 @@ from common.messages import Sampling, TeacherShare, Ticket, Version, WeightManif
 from deploy.__main__ import main
 from deploy.dead import Selection, revive
 from deploy.server import served
+from deploy.visit import say
 
 LETTERS = {seq: DeadLetter(seq, 0, reason, b"") for seq, reason in ((4, "poison: x"), (2, "NaN"), (9, "poison: y"))}
 
@@ -118,3 +119,8 @@ def test_a_mistake_changes_nothing_and_is_one_sentence(stopped: RunConfig, capsy
 def test_a_run_that_never_was_has_no_dead(stopped: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dead", "list", str(stopped.directory), "--set", "run.name=other"]) == 2
     assert "there is no run in" in capsys.readouterr().err
+
+
+def test_what_strangers_wrote_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("0 (attempt 0): NaN \x1b]0;owned\x07 \x9b2J ü")
+    assert capsys.readouterr().out == "0 (attempt 0): NaN \\x1b]0;owned\\x07 \\x9b2J ü\n"
