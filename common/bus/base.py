@@ -117,7 +117,7 @@ class Bus(Protocol):
     # every worker -------------------------------------------------------------------------------------------------
     async def lease(self, topics: Sequence[str], count: int, wait_s: float) -> list[Lease]:
         """Up to `count` entries, topics in order of priority: first those whose lease expired, then new ones.
-        Waits at most `wait_s` for the first; with a wait, released and expired ones may come a quarter of a second after new ones.
+        Waits at most `wait_s` for the first.
         Creates missing groups at id 0. An entry that some worker's lease lost before has deliveries > 1."""
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease]:

@@ -30,29 +30,19 @@ class RedisBus(LearnerCalls):
         self._lease_s = lease_s
         self._next_sweep: dict[tuple[str, ...], float] = {}  # by topics: each of several tasks that lease looks after its own
         self._losses: dict[tuple[str, ...], int] = {}
-        self._emptied: dict[tuple[str, ...], float] = {}  # when a look last found nothing
         self._held: set[tuple[str, str]] = set()  # leased and not finished
 
     async def lease(self, topics: Sequence[str], count: int, wait_s: float) -> list[Lease]:
         """See Bus.lease."""
         limit = time.monotonic() + wait_s
         while True:
-            look_in_s = self._look_in_s(topics) if wait_s > 0 else 0.0
-            leases = await self._poll(topics, count) if look_in_s <= 0 else []
+            leases = await self._poll(topics, count)
             left = limit - time.monotonic()
             if leases or left <= 0:
                 return leases
-            leases = await self._wait(topics, count, min(left, look_in_s if look_in_s > 0 else _BLOCK_S))
+            leases = await self._wait(topics, count, min(left, _BLOCK_S))
             if leases:
                 return leases
-
-    def _look_in_s(self, topics: Sequence[str]) -> float:
-        """When it is worth looking for released and expired entries again; new ones come by waiting. 0: now. Several topics have an order
-        of priority, which waiting does not keep."""
-        whose = tuple(topics)
-        if len(whose) > 1 or self._client.losses != self._losses.get(whose, 0):
-            return 0.0
-        return self._emptied.get(whose, -_BLOCK_S) + _BLOCK_S - time.monotonic()
 
     async def _poll(self, topics: Sequence[str], count: int) -> list[Lease]:
         now, whose = time.monotonic(), tuple(topics)
@@ -65,8 +55,6 @@ class RedisBus(LearnerCalls):
         options = (count, max(1, int(self._lease_s * 1000)), int(sweep), int(reclaim), self._largest_entry, len(topics))
         rows = await self._script("lease", *options, *topics, *held)
         self._losses[whose] = losses
-        if not rows:
-            self._emptied[whose] = time.monotonic()
         leases = self._keep([_lease(row[0].decode(), row[1], row[2], row[3]) for row in rows])
         if losses != self._client.losses and len(leases) < count:  # the reply that was lost may have held entries
             leases += await self._poll(topics, count - len(leases))
@@ -79,7 +67,6 @@ class RedisBus(LearnerCalls):
         try:
             found = await self._client.command(*head, *streams, *(">" for _ in streams), wait_s=wait_s)
         except ResponseError:  # NOGROUP: the server came back empty; the next look makes the groups
-            self._emptied.clear()
             return []
         except AnswerTooLong:
             self._client.losses += 1  # what it held is under our name now: the next look throws it out
