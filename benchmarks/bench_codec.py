@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from common.codec import decode, encode
-from common.messages import Completion, Rollout, Sampling, ScoredRollout, Span, TeacherScore, TeacherShare, Ticket, Version
+from common.messages import Completion, Hop, Rollout, Sampling, ScoredRollout, Span, TeacherScore, TeacherShare, Ticket, Version
 
 TOKENS, PROMPT, ROUNDS, CALLS = 2000, 100, 200, 50
 
@@ -30,7 +30,8 @@ def scored_rollout(top_k: int) -> ScoredRollout:
     top_ids = rng.integers(0, 1 << 17, (TOKENS, top_k), np.int32) if top_k else None
     top_logprobs = rng.standard_normal((TOKENS, top_k), np.float32) if top_k else None
     score = TeacherScore("teacher", "0" * 16, rng.standard_normal(TOKENS, np.float32), top_ids, top_logprobs)
-    return ScoredRollout(Rollout(ticket, completion), (score,))
+    hops = (Hop("producer-0123456789ab", *[1_700_000_000_000] * 3), Hop("scorer-0123456789ab", *[1_700_000_000_000] * 3))
+    return ScoredRollout(Rollout(ticket, completion), (score,), hops)
 
 
 def bare_encode(message: ScoredRollout) -> bytes:
@@ -39,7 +40,7 @@ def bare_encode(message: ScoredRollout) -> bytes:
     a = t.sampling
     fields: list[Any] = [t.seq, t.attempt, t.prompt_id, t.prompt_ids.tobytes()]
     fields += [[a.temperature, a.max_new_tokens, a.stop_token_ids, a.top_p, a.top_k], t.slip, t.min_version, t.metadata]
-    fields += [c.response_ids.tobytes(), c.logprobs.tobytes(), c.versions, c.finish_reason]
+    fields += [c.response_ids.tobytes(), c.logprobs.tobytes(), (c.versions, message.hops), c.finish_reason]
     fields += [s.teacher, s.digest, s.clamped, s.logprobs.tobytes()]
     if s.top_ids is not None and s.top_logprobs is not None:
         fields += [s.top_ids.tobytes(), s.top_logprobs.tobytes()]

@@ -18,6 +18,7 @@ from common.frame import MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_LIST_BYTES, PADS
 from common.messages import (
     Completion,
     Evaluated,
+    Hop,
     Message,
     Rollout,
     Sampling,
@@ -186,17 +187,26 @@ def _unpack_score(h: Header, tail: _Tail) -> TeacherScore:
 
 
 def _pack_scored(s: ScoredRollout, parts: Parts) -> Header:
-    return (_pack_rollout(s.rollout, parts), [_pack_score(score, parts) for score in s.scores])
+    return (_pack_rollout(s.rollout, parts), [_pack_score(score, parts) for score in s.scores], s.hops)
 
 
 def _unpack_scored(h: Header, tail: _Tail) -> ScoredRollout:
-    rolled, scored = h
+    rolled, scored, *told = h
     rollout = _unpack_rollout(rolled, tail)
     scores = tuple([_unpack_score(score, tail) for score in scored])
     for score in scores:
         if len(score.logprobs) != len(rollout.completion.response_ids):
             raise ValueError("not as many scores as response ids")
-    return ScoredRollout(rollout, scores)
+    return ScoredRollout(rollout, scores, _hops(len(scores), *told))
+
+
+def _hops(scores: int, told: Header = ()) -> tuple[Hop, ...]:
+    _must_be(len(told) <= 1 + scores, "a hop for each worker")
+    hops = tuple([Hop(*hop) for hop in told])
+    for worker, added, began, done in hops:
+        if not (type(worker) is str and type(added) is type(began) is type(done) is int):
+            raise ValueError("not a worker's hop")
+    return hops
 
 
 def _pack_evaluated(e: Evaluated, parts: Parts) -> Header:

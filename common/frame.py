@@ -14,7 +14,9 @@ import msgpack
 
 from common.errors import OtherSchema, WireError
 
-SCHEMA = 1
+SCHEMA = 2
+_READABLE = (1, SCHEMA)
+"""Schema 1 has no hops and is otherwise the same: journals of older runs are read."""
 MAX_FRAME_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 20
 MAX_LIST_BYTES = 1 << 23
@@ -44,7 +46,7 @@ def open_frame(frame: Buffer, most: Callable[[int], int]) -> tuple[int, Header, 
     magic, schema, kind, length = _PREFIX.unpack_from(frame)
     if magic != _MAGIC:
         raise WireError("these bytes are no Reflux message (wrong magic)")
-    if schema != SCHEMA:
+    if schema not in _READABLE:
         raise OtherSchema(f"a message of schema {schema}, but this Reflux speaks schema {SCHEMA}: run the same version everywhere")
     end = _PREFIX.size + length
     if length > most(kind) or end + -length % 4 > len(frame):

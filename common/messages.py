@@ -101,12 +101,23 @@ class TeacherScore:
     clamped: int = 0  # how many values were below -1e4
 
 
+class Hop(NamedTuple):
+    """One worker's part in a sample, in milliseconds of unix time: `added`, when the entry came that it leased (the server's clock, 0 =
+    unknown); `began` and `done`, its sampling or scoring (its own clock)."""
+
+    worker: str
+    added: int
+    began: int
+    done: int
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
     """A rollout with the scores so far; it is complete when `remaining` is empty. This is what `rollouts:*` and `scored` carry."""
 
     rollout: Rollout
     scores: tuple[TeacherScore, ...] = ()
+    hops: tuple[Hop, ...] = ()  # the producer's, then one for each score; empty in journals of schema 1
 
     @property
     def remaining(self) -> tuple[TeacherShare, ...]:

@@ -1,23 +1,25 @@
 """`reflux trace`: samples' lives as Chrome's trace JSON (Perfetto reads it), from the journal and the metrics alone.
 
-Guarantees: one track per sample, whose spans nest and follow one another; every moment is on record or said to be a bound. On record are:
-when the scored sample was handed to the learner (the server's clock), and when its step began and ended (the learner's clock). The moment
-of admission is not: its bound is when the weights of `min_version`, which the ticket waited for, had been computed. Moments of two clocks
-are put in order; `args` has what was read.
+Guarantees: one track per sample, whose spans nest and follow one another; every moment is on record. On record are: when the ticket was
+admitted and when the scored sample was handed to the learner (the server's clock), when each worker began and ended its part (its own
+clock), and when the step began and ended (the learner's clock). Clocks differ: a moment that was read as later than the next one is put at
+that one, and `moved_ms` in the args says by how much; the learner's clock stays. A journal of schema 1 has no hops: one span then stands
+for all before the hand-off, and begins when the weights that the ticket waited for had been computed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any  # JSON values
 
 from common.codec import decode
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.messages import ScoredRollout, Span, StepRecord, Version
+from common.messages import Hop, ScoredRollout, Span, StepRecord, Version
 from learner.directory import RunDirectory
 from learner.metrics import read_metrics
 from learner.surviving import newest_line, surviving_records
@@ -30,7 +32,7 @@ _SAMPLES, _LEARNER = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """Of one sample; times in unix seconds, None where nothing is on record."""
+    """Of one sample; times in unix seconds, those of `hops` in milliseconds, None where nothing is on record."""
 
     seq: int
     attempt: int
@@ -47,9 +49,35 @@ class Life:
     teachers: tuple[str, ...]
     tokens: int
     finish: str
+    hops: tuple[Hop, ...]
 
-    def spans(self) -> Iterator[tuple[str, float, float]]:
-        """Name, begin and end; the first holds the others."""
+    def spans(self) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
+        """Name, begin, end and facts; the first holds the others."""
+        if len(self.hops) != 1 + len(self.teachers):
+            for name, begin, end in self._without_hops():
+                yield name, begin, end, {}
+            return
+        read = [hop_ms / 1000 for hop_ms in (self.hops[0].added or self.hops[0].began, *_worked(self.hops))]
+        read += [self.began, self.applied]
+        moments = _in_order(read)
+        moved = [round(1000 * (was - now)) for was, now in zip(read, moments, strict=True)]
+        yield f"sample {self.seq}", moments[0], self.applied, {}
+        for index, (name, facts) in enumerate(self._stages()):
+            late = {"moved_ms": moved[index]} if moved[index] else {}
+            yield name, moments[index], moments[index + 1], facts | late
+
+    def _stages(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What lies between two moments, in order."""
+        producer, *scorers = self.hops
+        yield "waits for a producer", {"attempt": self.attempt, "min_version": self.min_version}
+        yield f"sampled by {producer.worker}", {"versions": self.versions, "tokens": self.tokens}
+        for scorer, teacher in zip(scorers, self.teachers, strict=True):
+            yield f"waits for a scorer of {teacher}", {"handed_off": scorer.added / 1000}
+            yield f"scored by {scorer.worker}", {"teacher": teacher}
+        yield "waits for its batch, journaled, settled", {"handed_off": self.scored}
+        yield f"trained in step {self.step}", {}
+
+    def _without_hops(self) -> Iterator[tuple[str, float, float]]:
         scored = min(self.began, self.scored) if self.scored is not None else self.began
         start = min(scored, self.admitted_after) if self.admitted_after is not None else scored
         yield f"sample {self.seq}", start, self.applied
@@ -120,7 +148,19 @@ def _life(record: StepRecord, index: int, steps: Mapping[int, Mapping[str, Any]]
         teachers=tuple(score.teacher for score in scored.scores),
         tokens=len(completion.response_ids),
         finish=completion.finish_reason,
+        hops=scored.hops,
     )
+
+
+def _worked(hops: Sequence[Hop]) -> Iterator[int]:
+    for hop in hops:
+        yield hop.began
+        yield hop.done
+
+
+def _in_order(read: Sequence[float]) -> list[float]:
+    """None is later than the one behind it; the last stays."""
+    return list(accumulate(reversed(read), min))[::-1]
 
 
 def _names(lives: list[Life]) -> Iterator[dict[str, Any]]:
@@ -133,8 +173,8 @@ def _names(lives: list[Life]) -> Iterator[dict[str, Any]]:
 def _tracks(lives: list[Life]) -> Iterator[dict[str, Any]]:
     for life in lives:
         args = asdict(life)
-        for name, begin, end in life.spans():
-            yield _span(name, begin, end, _SAMPLES, life.seq, args)
+        for name, begin, end, facts in life.spans():
+            yield _span(name, begin, end, _SAMPLES, life.seq, args | facts)
             args = {}
 
 

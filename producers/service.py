@@ -18,8 +18,9 @@ from common.bus.base import EVAL, EVALUATED, TICKETS, Burial, Lease, Move, rollo
 from common.codec import decode, encode
 from common.config import RunConfig
 from common.errors import BusFull, OtherSchema, Rejected, WireError
+from common.hop import hop, now_ms
 from common.leases import quarantine_size
-from common.messages import Evaluated, Rollout, ScoredRollout, Ticket
+from common.messages import Evaluated, Hop, Rollout, ScoredRollout, Ticket
 from common.patience import until_mended
 from common.pulse import Pulse
 from common.service import Worker
@@ -29,7 +30,7 @@ from producers.judge import Judge
 
 log = logging.getLogger(__name__)
 
-Finished = tuple[Lease, Rollout]
+Finished = tuple[Lease, Rollout, Hop]
 
 _LINGER_S = 0.04
 """A finished rollout waits so long for others to be handed off with, while others are still being sampled."""
@@ -141,9 +142,10 @@ class Producer:
                 return  # stopping: the lease goes back with the others
             if not self._worker.keeper.holds(lease):
                 return
+            began = now_ms()
             with self._worker.keeper.computing([lease]):
                 completion = await self._engine.generate(ticket)
-            self._finished.put_nowait((lease, Rollout(ticket, completion)))
+            self._finished.put_nowait((lease, Rollout(ticket, completion), hop(self._worker.name, lease, began)))
         except OtherSchema:
             raise
         except (Rejected, WireError) as error:
@@ -182,17 +184,19 @@ class Producer:
         if not finished:
             return
         worker = self._worker
-        judged = [(lease, rollout) for lease, rollout in finished if lease.topic == EVAL]
+        judged = [(lease, rollout) for lease, rollout, _ in finished if lease.topic == EVAL]
         verdicts: list[Evaluated] = await self._judge.judge([rollout for _, rollout in judged]) if judged else []
         with worker.pulse.cpu("codec"):
-            moves = [Move(lease, _next_topic(r), encode(ScoredRollout(r))) for lease, r in finished if lease.topic != EVAL]
+            moves = [
+                Move(lease, _next_topic(r), encode(ScoredRollout(r, hops=(told,)))) for lease, r, told in finished if lease.topic != EVAL
+            ]
             moves += [Move(lease, EVALUATED, encode(verdict)) for (lease, _), verdict in zip(judged, verdicts, strict=True)]
-        with worker.keeper.leaving([lease for lease, _ in finished]):
+        with worker.keeper.leaving([lease for lease, _, _ in finished]):
             outcomes = await until_mended(worker.pulse, "server memory", lambda: worker.bus.hand_off(moves), BusFull)
         worker.pulse.add(
             samples=len(finished) - len(judged),
             evaluated=len(judged),
-            tokens=sum(len(rollout.completion.response_ids) for _, rollout in finished),
+            tokens=sum(len(rollout.completion.response_ids) for _, rollout, _ in finished),
             refused=outcomes.count("refused"),
         )
 

@@ -20,6 +20,7 @@ from typing import ClassVar, TypeVar
 from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
 from common.codec import decode, encode
 from common.errors import BusFull, ConfigError, OtherSchema, Rejected, WireError
+from common.hop import hop, now_ms
 from common.leases import quarantine_size
 from common.messages import ScoredRollout, TeacherScore
 from common.patience import until_mended
@@ -42,6 +43,10 @@ class Job:
     def tokens(self) -> int:
         """Prompt and response."""
         return len(self.sample.rollout.ticket.prompt_ids) + len(self.sample.rollout.completion.response_ids)
+
+    def done(self, worker: str, began: int) -> Job:
+        """The same, with this worker's part in it."""
+        return replace(self, sample=replace(self.sample, hops=(*self.sample.hops, hop(worker, self.lease, began))))
 
 
 Result = tuple[Job, TeacherScore | Rejected]
@@ -163,9 +168,11 @@ class Scorer:
             await self._give_back(held)
             return []
         self._idle.clear()
+        began = now_ms()
         try:
             with self._worker.pulse.waiting("teacher"), self._worker.keeper.computing([job.lease for job in held]):
                 results = await self._teacher.score([job.sample.rollout for job in held])
+                held = [job.done(self._worker.name, began) for job in held]
                 doubtful = any(isinstance(result, Rejected) for result in results)
                 due = time.monotonic() > self._examined_at + self._examine_s
                 fit = await self._is_fit() if doubtful or due else True

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple  # Any: a header's values, before they are lo
 import msgpack
 
 SCORED, RECORD, MANIFEST = 3, 5, 6
-_SCHEMA = 1
+_SCHEMAS = (1, 2)
 _FRAME = struct.Struct("<II")
 _MESSAGE = struct.Struct("<4sHHI")
 
@@ -130,7 +130,7 @@ def _samples(payloads: Sequence[bytes]) -> tuple[tuple[Sample, ...], str]:
 
 
 def _sample(payload: bytes) -> Sample:
-    (rollout, _), at = open_message(payload, SCORED)
+    (rollout, *_), at = open_message(payload, SCORED)
     length, is_masked, spans, _, ticket = rollout
     mask_at = at + 2 * 4 * length  # behind ids and log-probabilities
     return Sample(ticket[0], tuple([Span(*span) for span in spans]), payload[mask_at : mask_at + length] if is_masked else None)
@@ -141,7 +141,7 @@ def open_message(message: bytes, kind: int) -> tuple[Any, int]:
     magic, schema, found, length = _MESSAGE.unpack_from(message)
     if magic != b"RFX1" or found != kind:
         raise ValueError(f"not a message of kind {kind}")
-    if schema != _SCHEMA:
-        raise OtherSchema(f"this run speaks message schema {schema}, this audit {_SCHEMA}: audit it with the version that wrote it")
+    if schema not in _SCHEMAS:
+        raise OtherSchema(f"this run speaks message schema {schema}, this audit {_SCHEMAS[-1]}: audit it with the version that wrote it")
     end = _MESSAGE.size + length
     return msgpack.unpackb(message[_MESSAGE.size : end], use_list=False), end + -length % 4

@@ -28,6 +28,7 @@ from common.errors import ConfigError, OtherSchema, WeightsError, WireError
 from common.messages import (
     Completion,
     Evaluated,
+    Hop,
     Message,
     Rollout,
     Sampling,
@@ -175,7 +176,8 @@ def _messages() -> list[Message]:
     completion = Completion(ids, logprobs, (Span(1, 3, 2, True), Span(1, 4, 4, False)), "stop", np.ones(6, np.uint8))
     rollout = Rollout(ticket, completion)
     top = (np.zeros((6, 2), np.int32), np.zeros((6, 2), np.float32))
-    scored = ScoredRollout(rollout, (TeacherScore("maths", "d" * 8, logprobs, *top),))
+    hops = (Hop("producer-a", 1700000000000, 1700000000001, 1700000000002), Hop("scorer-b", 0, 3, 4))
+    scored = ScoredRollout(rollout, (TeacherScore("maths", "d" * 8, logprobs, *top),), hops)
     record = StepRecord(1, 1, (7, 8), (1, 0), 9, "d" * 8, (encode(scored), encode(scored)), 3)
     listed = WeightFile(MODEL_FILE, len(MODEL), hashlib.sha256(MODEL).hexdigest())
     made = decode((_place / "made" / "term000001-step00000002" / MANIFEST_FILE).read_bytes(), WeightManifest)

@@ -22,7 +22,7 @@ from common.messages import Version
 from common.weights.directory import DirectoryStore
 
 def frame(kind, header):
-    return struct.pack("<4sHHI", b"RFX1", 1, kind, len(header)) + header + bytes(-len(header) % 4)
+    return struct.pack("<4sHHI", b"RFX1", 2, kind, len(header)) + header + bytes(-len(header) % 4)
 
 def bomb(kind, piece):
     room = (MAX_LIST_BYTES if kind > 4 else MAX_HEADER_BYTES) - 8

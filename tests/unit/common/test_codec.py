@@ -18,6 +18,7 @@ from common.errors import WireError
 from common.messages import (
     Completion,
     Evaluated,
+    Hop,
     Message,
     Rollout,
     Sampling,
@@ -73,7 +74,8 @@ def scored_rollouts(draw: st.DrawFn) -> ScoredRollout:
         top_ids = draw(arrays.arrays(np.int32, (length, width))) if width else None
         top_logprobs = draw(logprobs((length, width))) if width else None
         scores.append(TeacherScore(draw(names), draw(names), draw(logprobs(length)), top_ids, top_logprobs, draw(counts)))
-    return ScoredRollout(rollout, tuple(scores))
+    hops = draw(st.lists(st.builds(Hop, names, counts, counts, counts), max_size=1 + len(scores)))
+    return ScoredRollout(rollout, tuple(scores), tuple(hops))
 
 
 @st.composite
@@ -117,7 +119,8 @@ def example(top_k: int = 2) -> ScoredRollout:
         np.arange(4, dtype=np.int32), np.full(4, -0.5, np.float32), (Span(1, 2, 4, True),), "stop", np.ones(4, np.uint8)
     )
     tops = (np.zeros((4, top_k), np.int32), np.zeros((4, top_k), np.float32))
-    return ScoredRollout(Rollout(ticket, completion), (TeacherScore("t", "d", np.zeros(4, np.float32), *tops),))
+    hops = (Hop("producer", 1, 2, 3), Hop("scorer", 4, 5, 6))
+    return ScoredRollout(Rollout(ticket, completion), (TeacherScore("t", "d", np.zeros(4, np.float32), *tops),), hops)
 
 
 @settings(max_examples=150, deadline=None)
@@ -195,6 +198,7 @@ def put(*path_and_value: Any) -> Any:
         put(0, 3, "done"), put(0, 3, ["stop"]), put(0, 1, False),
         put(0, 4, 0, "5"), put(0, 4, 0, True), put(0, 4, 2, b"p"), put(0, 4, 3, -3), put(0, 4, 4, [1.0, 8]), put(0, 4, 4, {"a": [1]}),
         put(0, 4, 4, 2, [[2]]), put(0, 4, 4, 0, "1"), put(0, 4, 5, [["t"]]), put(0, 4, 5, [[1, 1.0]]), put(0, 4, 5, [["t", {"x": []}]]),
+        put(2, 0, 0, 7), put(2, 0, 1, "1"), put(2, 0, 3, 1.5), put(2, 1, ["scorer", 1, 2]), put(2, [["w", 1, 2, 3]] * 3), put(2, None),
         put(0, 4, 6, [1]), put(0, 4, 6, [1, "2"]), put(0, 4, 7, {"a": 1}), put(0, 4, 7, []),
         put(1, 0, 2, 3), put(1, 0, 3, -2), put(1, 0, 3, 3), put(1, 0, 3, 2**63), put(1, 0, 4, "0"), put(1, 0, 0, 7), put(1, 0, []),
         put(1, 7),
@@ -213,8 +217,14 @@ def test_a_record_whose_payloads_do_not_fit_is_refused(sizes: Any) -> None:
         decode(tampered(record, put(6, sizes)))
 
 
+def test_a_sample_of_schema_1_has_no_hops_and_is_read() -> None:
+    older = tampered(example(), lambda header: header.pop())
+    older = older[:4] + struct.pack("<H", 1) + older[6:]
+    assert plain(decode(older)) == plain(replace(example(), hops=()))
+
+
 def test_another_schema_says_what_to_do() -> None:
-    with pytest.raises(WireError, match="a message of schema 9, but this Reflux speaks schema 1: run the same version everywhere"):
+    with pytest.raises(WireError, match="a message of schema 9, but this Reflux speaks schema 2: run the same version everywhere"):
         decode(framed(1, b"\x90", schema=9))
 
 

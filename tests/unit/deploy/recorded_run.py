@@ -11,7 +11,19 @@ import pytest
 
 from common.codec import encode
 from common.config import RunConfig, parse_config
-from common.messages import Completion, Rollout, Sampling, ScoredRollout, Span, StepRecord, TeacherScore, TeacherShare, Ticket, Version
+from common.messages import (
+    Completion,
+    Hop,
+    Rollout,
+    Sampling,
+    ScoredRollout,
+    Span,
+    StepRecord,
+    TeacherScore,
+    TeacherShare,
+    Ticket,
+    Version,
+)
 from learner import checkpoint
 from learner.journal import Journal
 from learner.line import Line
@@ -31,7 +43,7 @@ def spell_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: LetterTokenizer())
 
 
-def scored(seq: int, gap: float) -> ScoredRollout:
+def scored(seq: int, gap: float, hops: tuple[Hop, ...] = ()) -> ScoredRollout:
     """Three tokens of which the second has the gap, between the student and the weighted mean of two teachers."""
     shares = (TeacherShare("calm", 3.0), TeacherShare("stern", 1.0))
     prompt = np.array([0, 65], np.int32)
@@ -41,7 +53,7 @@ def scored(seq: int, gap: float) -> ScoredRollout:
     top_ids, top_logp = np.array([[66, 67]] * 3, np.int32), np.array([[-0.1, -2.5]] * 3, np.float32)
     calm = TeacherScore("calm", "d", np.full(3, -0.5, np.float32))
     stern = TeacherScore("stern", "d", np.array([-0.5, -0.5 - 4 * gap, -0.5], np.float32), top_ids, top_logp)
-    return ScoredRollout(Rollout(ticket, completion), (calm, stern))
+    return ScoredRollout(Rollout(ticket, completion), (calm, stern), hops)
 
 
 class RecordedRun:

@@ -12,7 +12,7 @@ from recorded_run import RecordedRun, scored
 
 from common.codec import encode
 from common.errors import ConfigError
-from common.messages import StepRecord
+from common.messages import Hop, StepRecord
 from deploy.__main__ import main
 from deploy.trace import write_trace
 
@@ -45,6 +45,44 @@ def test_a_samples_spans_are_at_the_times_on_record(run: RecordedRun, tmp_path: 
     assert (trained["ts"], trained["dur"]) == (round((NOW + 18) * 1e6), 2_000_000)
     assert flight["ts"] == whole["ts"]
     assert (whole["args"]["scorer"], whole["args"]["versions"]) == ("scorer-a", [[1, 0, 2, True], [1, 1, 1, False]])
+
+
+def hop(worker: str, *seconds: float) -> Hop:
+    return Hop(worker, *(round((NOW + second) * 1000) for second in seconds))
+
+
+async def with_hops(tmp_path: Path, *hops: Hop) -> list[dict[str, Any]]:
+    """The spans of a sample whose step ran from NOW + 8 to NOW + 10."""
+    recorded = RecordedRun(tmp_path)
+    payload = encode(scored(2, gap=1.0, hops=hops))
+    await recorded.journal.append(StepRecord(1, 1, (2,), (0,), 9, "", (payload,), origins=(f"{round((NOW + 5) * 1000)}-0 scorer-b",)))
+    recorded.say("metrics", {"step": 1, "term": 1, "at": NOW + 10, "seconds": 2.0, "loss": 0.5})
+    assert write_trace(recorded.config, [2], tmp_path / "t.json") == 1
+    return [span for span in spans_of(tmp_path / "t.json") if span["pid"] == 1]
+
+
+def times(spans: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    return [(round(span["ts"] / 1e6 - NOW, 3), round(span["dur"] / 1e6, 3)) for span in spans]
+
+
+async def test_every_stage_of_a_samples_life_is_a_span(tmp_path: Path) -> None:
+    hops = (hop("producer-a", 0, 1, 2), hop("scorer-a", 2.1, 3, 3.5), hop("scorer-b", 3.6, 4, 4.9))
+    whole, *parts = await with_hops(tmp_path, *hops)
+    assert times([whole]) == [(0, 10)]
+    assert [span["name"] for span in parts] == [
+        "waits for a producer", "sampled by producer-a", "waits for a scorer of calm", "scored by scorer-a",
+        "waits for a scorer of stern", "scored by scorer-b", "waits for its batch, journaled, settled", "trained in step 1",
+    ]  # fmt: skip
+    assert times(parts) == [(0, 1), (1, 1), (2, 1), (3, 0.5), (3.5, 0.5), (4, 0.9), (4.9, 3.1), (8, 2)]
+    assert parts[1]["args"]["versions"] == [[1, 0, 2, True], [1, 1, 1, False]]
+    assert not any("moved_ms" in span["args"] for span in parts)
+
+
+async def test_a_clock_that_runs_ahead_makes_no_negative_span_and_is_told(tmp_path: Path) -> None:
+    hops = (hop("producer-a", 0, 7, 8), hop("scorer-a", 2.1, 3, 3.5), hop("scorer-b", 3.6, 4, 4.9))
+    _, *parts = await with_hops(tmp_path, *hops)
+    assert times(parts) == [(0, 3), (3, 0), (3, 0), (3, 0.5), (3.5, 0.5), (4, 0.9), (4.9, 3.1), (8, 2)]
+    assert [span["args"].get("moved_ms") for span in parts] == [None, 4000, 5000, None, None, None, None, None]
 
 
 def test_spans_nest_and_follow_one_another_whatever_the_clocks_say(run: RecordedRun, tmp_path: Path) -> None:

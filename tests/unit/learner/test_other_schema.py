@@ -13,8 +13,8 @@ from learner import journal
 from learner.journal import Journal
 
 
-def of_schema_2(frame: bytes) -> bytes:
-    return frame[:4] + struct.pack("<H", 2) + frame[6:]
+def of_schema_3(frame: bytes) -> bytes:
+    return frame[:4] + struct.pack("<H", 3) + frame[6:]
 
 
 async def test_a_journal_of_another_version_is_not_taken_for_a_torn_one(tmp_path):
@@ -22,16 +22,16 @@ async def test_a_journal_of_another_version_is_not_taken_for_a_torn_one(tmp_path
     await log.append(record_from(1, 1, [0]))
     log.close()
     (segment,) = (tmp_path / "term000001").iterdir()
-    body = of_schema_2(encode(record_from(1, 2, [1])))
+    body = of_schema_3(encode(record_from(1, 2, [1])))
     with segment.open("ab") as file:
         file.write(struct.pack("<II", len(body), zlib.crc32(body)) + body)
-    with pytest.raises(OtherSchema, match="holds a message of schema 2, but this Reflux speaks schema 1"):
+    with pytest.raises(OtherSchema, match="holds a message of schema 3, but this Reflux speaks schema 2"):
         list(journal.records(tmp_path, 1))
 
 
 async def test_a_scored_rollout_of_another_version_is_not_buried():
     bench = Bench()
-    leases = await bench.score(2, payload=lambda seq: of_schema_2(encode(scored_rollout(seq))))
+    leases = await bench.score(2, payload=lambda seq: of_schema_3(encode(scored_rollout(seq))))
     with pytest.raises(OtherSchema, match="run the same version everywhere"):
         await bench.holding.take_in(leases)
     assert (await bench.balanced()).dead == 0

@@ -163,6 +163,7 @@ async def test_every_ticket_becomes_a_rollout_for_its_first_teacher() -> None:
     leases = await MemoryBus(stage.server, name="scorer-1").lease([rollouts("t")], 100, 0)
     scored = [decode(lease.payload, ScoredRollout) for lease in leases]
     assert sorted(one.rollout.ticket.seq for one in scored) == list(range(20))
+    assert all([hop.worker for hop in one.hops] == ["producer-1"] and one.hops[0].began <= one.hops[0].done for one in scored)
     assert await stage.backlog(TICKETS) == 0
     assert (await stage.learner.state()).live == 20
 

@@ -14,7 +14,7 @@ async def test_a_ticket_of_another_version_ends_the_producer_and_stays() -> None
     await stage.publish(FIRST)
     await stage.admit(2)
     for entry in stage.server.topics[TICKETS].values():
-        entry.payload = entry.payload[:4] + b"\x02\x00" + entry.payload[6:]
+        entry.payload = entry.payload[:4] + b"\x03\x00" + entry.payload[6:]
     with pytest.raises(ExceptionGroup) as caught:
         async with stage.running() as life:
             await asyncio.wait({life}, timeout=60)

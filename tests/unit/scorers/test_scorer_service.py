@@ -48,6 +48,8 @@ async def test_two_teachers_of_one_slip_score_in_its_order() -> None:
             await server.until("scored", 4)
     for sample in scored(server).values():
         assert [score.teacher for score in sample.scores] == ["b", "a"]
+        assert [hop.worker for hop in sample.hops] == ["one", "two"]
+        assert all(hop.began <= hop.done for hop in sample.hops)
         assert sample.remaining == ()
 
 
@@ -265,7 +267,7 @@ async def test_weights_other_than_those_that_the_run_began_with_are_complained_o
 async def test_a_rollout_of_another_version_ends_the_scorer_and_stays() -> None:
     server = filled(2)
     for entry in server.topics["rollouts:t"].values():
-        entry.payload = entry.payload[:4] + b"\x02\x00" + entry.payload[6:]
+        entry.payload = entry.payload[:4] + b"\x03\x00" + entry.payload[6:]
     worker = worker_of(server, config_of())
     with pytest.raises(ExceptionGroup) as caught:
         async with serving(worker, FakeTeacher("t")) as life:
