@@ -217,12 +217,6 @@ def test_a_record_whose_payloads_do_not_fit_is_refused(sizes: Any) -> None:
         decode(tampered(record, put(6, sizes)))
 
 
-def test_a_sample_of_schema_1_has_no_hops_and_is_read() -> None:
-    older = tampered(example(), lambda header: header.pop())
-    older = older[:4] + struct.pack("<H", 1) + older[6:]
-    assert plain(decode(older)) == plain(replace(example(), hops=()))
-
-
 def test_another_schema_says_what_to_do() -> None:
     with pytest.raises(WireError, match="a message of schema 9, but this Reflux speaks schema 2: run the same version everywhere"):
         decode(framed(1, b"\x90", schema=9))

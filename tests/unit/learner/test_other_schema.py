@@ -2,13 +2,16 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
+import msgpack
 import pytest
 from learner_fakes import record_from, scored_rollout
 from test_holding import Bench
 
-from common.codec import encode
+from common.codec import decode, encode
 from common.errors import OtherSchema
+from common.messages import Hop, ScoredRollout
 from learner import journal
 from learner.journal import Journal
 
@@ -35,3 +38,17 @@ async def test_a_scored_rollout_of_another_version_is_not_buried():
     with pytest.raises(OtherSchema, match="run the same version everywhere"):
         await bench.holding.take_in(leases)
     assert (await bench.balanced()).dead == 0
+
+
+def of_schema_1(frame: bytes) -> bytes:
+    """A scored rollout as schema 1 wrote it: without hops."""
+    kind, length = struct.unpack_from("<HI", frame, 6)
+    header = msgpack.packb(msgpack.unpackb(frame[12 : 12 + length])[:2])
+    return struct.pack("<4sHHI", b"RFX1", 1, kind, len(header)) + header + bytes(-len(header) % 4) + frame[12 + length + -length % 4 :]
+
+
+def test_a_sample_of_schema_1_has_no_hops_and_is_read():
+    newer = replace(scored_rollout(7), hops=(Hop("producer", 1, 2, 3),))
+    assert decode(encode(newer)).hops == newer.hops
+    older = decode(of_schema_1(encode(newer)), ScoredRollout)
+    assert (older.hops, older.rollout.ticket.seq, older.scores[0].logprobs.tolist()) == ((), 7, newer.scores[0].logprobs.tolist())
