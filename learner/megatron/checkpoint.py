@@ -64,12 +64,37 @@ def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _Sta
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        _find_what_is_gathered(part)
     model = student.sharded_state_dict(metadata=metadata)
     return {
         "model": model,
         "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
         "random": _random_stream(),
     }
+
+
+def _find_what_is_gathered(optimizer: Any) -> None:
+    """Megatron gathers the buckets of a buffer without the padding between them, and then looks for each parameter where it lies with the
+    padding: behind the bucket of a tied embedding that a last stage holds, every parameter would be saved shifted."""
+    gather = type(optimizer).get_parameter_state_dp_zero
+
+    def padded(**options: Any) -> _State | None:
+        gathered: _State | None = gather(optimizer, **options)
+        for index, buffer in enumerate(optimizer.buffers) if gathered else ():
+            for tensors in gathered[index].values():  # type: ignore[index]
+                tensors |= {name: _with_padding(flat, buffer) for name, flat in tensors.items() if isinstance(flat, torch.Tensor)}
+        return gathered
+
+    optimizer.get_parameter_state_dp_zero = padded
+
+
+def _with_padding(flat: torch.Tensor, buffer: Any) -> torch.Tensor:
+    """[unpadded sizes of all buckets] -> [size of the buffer], each bucket where it begins."""
+    whole = flat.new_zeros(buffer.numel)
+    for bucket, part in zip(buffer.buckets, torch.split(flat, [bucket.numel_unpadded for bucket in buffer.buckets]), strict=True):
+        whole[bucket.offset : bucket.offset + part.numel()] = part
+    return whole
 
 
 def _random_stream() -> ShardedObject:

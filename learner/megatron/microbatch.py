@@ -66,8 +66,8 @@ class Packer:
         self._multiple = multiple  # of which N must be one: sequence parallelism divides the tokens
         self._cos = self._sin = torch.empty(0, architecture.head_dim, dtype=dtype, device=device)
 
-    def pack(self, samples: Sequence[TrainingSample]) -> MicroBatch:
-        """Pack the samples in the order given; none at all makes the empty micro-batch."""
+    def pack(self, samples: Sequence[TrainingSample], *, targets: bool = True) -> MicroBatch:
+        """Pack the samples in the order given; none at all makes the empty micro-batch. `targets`: with what the teachers said of them."""
         assert all(len(sample.prompt_ids) and sample.targets for sample in samples), "no prompt or no teacher"
         lengths = [sample.length for sample in samples] or [1]
         lengths += [1] * (-sum(lengths) % self._multiple)
@@ -75,7 +75,7 @@ class Packer:
         tokens.append(np.zeros(sum(lengths) - sum(sample.length for sample in samples), np.int32))
         starts, rows = _rows(samples)
         ids, views, teachers = [_joined([s.response_ids for s in samples])[rows.keep, None]], [], _teachers(samples)
-        for view in _views(samples, rows):
+        for view in _views(samples, rows) if targets else ():
             first = sum(part.shape[1] for part in ids)
             ids += [] if view.top_ids is None else [view.top_ids]
             views.append(self._view(view, teachers, slice(first, sum(part.shape[1] for part in ids))))

@@ -97,7 +97,9 @@ class MegatronTrainer:
         count = agreed_maximum(len(groups))
         groups += [[] for _ in range(count - len(groups))]
         objective = Objective(loss, parallel_state.get_tensor_model_parallel_group(), self._parts.architecture.vocabulary)
-        sums = self._gradients((self._packer.pack([batch[i] for i in group]) for group in groups), count, objective, laps)
+        at_loss = self._parts.student.stage.last  # the other stages have no use for what the teachers said
+        packed = (self._packer.pack([batch[i] for i in group], targets=at_loss) for group in groups)
+        sums = self._gradients(packed, count, objective, laps)
         totals = over_ranks(
             totals_of(sums)
             | {

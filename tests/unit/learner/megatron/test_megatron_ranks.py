@@ -40,7 +40,7 @@ TWO = [
     ({}, {}),
     ({"tensor_parallel": 2}, {"vocabulary": VOCABULARY + 1}),
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"tied": False}),
-    ({"pipeline_parallel": 2}, {"layers": 3}),
+    ({"pipeline_parallel": 2}, {"layers": 3, "vocabulary": VOCABULARY + 1}),
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
 ]
 FOUR = [
