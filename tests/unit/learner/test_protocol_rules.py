@@ -60,14 +60,14 @@ class Rule:
 
 
 RULES = {
-    "only the owner hands off": Rule(late_hand_off, "hand_off.lua", "and owned(topic, entry, seq, attempt) then", "then"),
+    "only the owner hands off": Rule(late_hand_off, "hand_off.lua", "and owned(topic, entry, seq, attempt, live[seq]) then", "then"),
     "only the owner retries": Rule(late_retry, "retry.lua", "= owned(topic, entry, seq, attempt)", "= 1"),
     "only the owner buries": Rule(late_burial, "bury.lua", "= owned(topic, entry, seq, attempt)", "= 1"),
     "a repeated call is answered as the first": Rule(hand_off_repeated, "prelude.lua", "if call[1] == ARGV[2] then return call[2] end"),
     "settle counts only the entry that live names": Rule(
         settle_of_another_entry,
         "settle.lua",
-        "and named(topic, entry, seq, attempt)",
+        "and named(topic, entry, seq, attempt, live[seq])",
         "and redis.call('HEXISTS', key('live'), seq) == 1",
     ),
     "admission is a compare-and-set": Rule(
