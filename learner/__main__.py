@@ -1,4 +1,7 @@
-"""`python -m learner --config C [--nproc N] [--take-over] [--set …]`: light until its arguments are read."""
+"""`python -m learner --config C [--nproc N] [--nnodes M --rdzv HOST:PORT --node-rank R] [--take-over] [--set …]`.
+
+Light until its arguments are read.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from common.config import RunConfig, load_config
-from common.errors import UserError
-from common.service import EXIT_DONE, EXIT_USER, Worker, role_parser, run_service
+from common.errors import RefluxError, UserError
+from common.service import EXIT_DONE, EXIT_FAILED, EXIT_USER, Worker, role_parser, run_service
+from learner.nodes import Node, add_arguments, follow_on_node, read_node
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _arguments(argv)
-    overrides = list(arguments.overrides) + ([] if arguments.nproc is None else [f"learner.ranks={arguments.nproc}"])
     try:
-        config = load_config(arguments.config, overrides)
+        node = read_node(arguments)
+        ranks = arguments.nproc if node is None else node.count * node.ranks
+        config = load_config(arguments.config, [*arguments.overrides, *([] if ranks is None else [f"learner.ranks={ranks}"])])
     except UserError as error:
         return _say(f"reflux learner: {error}", EXIT_USER)
     result = config.directory / "result.json"
@@ -26,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"the run {config.run.name} is finished: {result}", EXIT_DONE)
     if int(os.environ.get("RANK", "0")):
         return _follow(config)
-    return _serve(config, take_over=arguments.take_over, argv=argv)
+    if node and node.index:
+        return follow_on_node(node, argv)
+    return _serve(config, take_over=arguments.take_over, argv=argv, node=node)
 
 
 def _follow(config: RunConfig) -> int:
@@ -34,14 +41,17 @@ def _follow(config: RunConfig) -> int:
 
     try:
         follow(config)
-    except UserError as error:
-        return _say(f"reflux learner, rank {os.environ['RANK']}: {error}", EXIT_USER)
+    except RefluxError as error:
+        code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
+        _say(f"reflux learner, rank {os.environ['RANK']}: {error}", code)
+        sys.stderr.flush()
+        os._exit(code)  # the group's threads may wait for a rank that is no more
     return EXIT_DONE
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = role_parser("learner")
-    parser.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (learner.ranks)")
+    add_arguments(parser)
     parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
     parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)  # a rank of `reflux replay`: of a finished run too
     return parser.parse_args(argv)
@@ -52,12 +62,12 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _serve(config: RunConfig, *, take_over: bool, argv: Sequence[str]) -> int:
+def _serve(config: RunConfig, *, take_over: bool, argv: Sequence[str], node: Node | None) -> int:
     async def body(worker: Worker) -> None:
         from learner.ranks import ranks_beside
         from learner.service import learn
 
-        async with ranks_beside(config.learner.ranks, argv) as watch:
+        async with ranks_beside(config.learner.ranks, argv, node) as watch:
             await learn(worker, take_over=take_over, beside=[watch])
 
     code = run_service("learner", body, lambda: config)

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,11 +25,12 @@ import torch.distributed as dist
 
 from common.codec import decode, encode
 from common.config import RunConfig
-from common.errors import RefluxError, UserError
+from common.errors import ConfigError, RefluxError, UserError
 from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
 from learner.dealing import deal, hand_of, receive
+from learner.nodes import Node
 from learner.training import LossFunction, StepStats, TrainerSettings, TrainingSample
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ _IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to
 _LOOK_S = 0.25
 _GRACE_LOOKS = 8
 _GOODBYE_S = 5.0
-_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -52,6 +53,8 @@ class RankedTrainer:
         self._loss = loss
         self._pulse = pulse
         self._group = dist.new_group(backend="gloo", timeout=_IDLE) if dist.get_world_size() > 1 else None
+        if self._group is not None:
+            _compare(config, self._group)
         self._replicas = [] if self._group is None else _replicas(trainer, self._group)
 
     def step(self, record: StepRecord, samples: Sequence[TrainingSample], lr: float) -> StepStats:
@@ -119,11 +122,21 @@ def settings(config: RunConfig) -> TrainerSettings:
         recompute=config.learner.recompute,
         seed=config.run.seed,
         threads=config.service.torch_threads,
+        join_timeout_s=config.learner.join_timeout_s,
     )
 
 
 def follow(config: RunConfig) -> None:
-    """The life of a rank above 0: does what rank 0 says until it says goodbye or dies."""
+    """The life of a rank above 0: does what rank 0 says until it says goodbye. Raises RefluxError."""
+    try:
+        _follow(config)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise RefluxError(f"rank 0 or another rank is gone ({error}): start the learner again, it resumes") from error
+
+
+def _follow(config: RunConfig) -> None:
     from learner.losses import loss_for
     from learner.megatron.trainer import MegatronTrainer
 
@@ -131,6 +144,7 @@ def follow(config: RunConfig) -> None:
         signal.signal(number, signal.SIG_IGN)
     trainer, loss = MegatronTrainer.build(settings(config)), loss_for(config.loss)
     group = dist.new_group(backend="gloo", timeout=_IDLE)
+    _compare(config, group)
     _replicas(trainer, group)
     while (told := _listen(group))[0] != _CLOSE:
         command, payload, lr = told
@@ -158,6 +172,17 @@ def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:
     return int(command), payload.numpy().tobytes(), lr
 
 
+def _compare(config: RunConfig, group: dist.ProcessGroup) -> None:
+    """ConfigError on every rank when one was started with another configuration than rank 0."""
+    learner = config.learner
+    layout = (learner.ranks, learner.tensor_parallel, learner.pipeline_parallel, learner.sequence_parallel, learner.micro_batch_tokens)
+    own = zlib.crc32(f"{config.identity_digest} {layout} {config.weights.dtype}".encode())
+    everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    dist.all_gather(everyone, torch.tensor([own]), group=group)
+    if others := [str(rank) for rank, found in enumerate(everyone) if found.item() != everyone[0].item()]:
+        raise ConfigError(f"learner rank {', '.join(others)} has another configuration than rank 0: start all with the same file and --set")
+
+
 def _replicas(trainer: MegatronTrainer, group: dist.ProcessGroup) -> list[int]:
     """Which data-parallel replica each rank belongs to."""
     everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
@@ -171,29 +196,29 @@ def _shares(samples: Sequence[TrainingSample], replicas: int) -> list[list[int]]
     return share_out([sample.length for sample in samples], replicas)
 
 
-async def _start(count: int, argv: Sequence[str]) -> list[asyncio.subprocess.Process]:
-    """On this machine, with this process as rank 0; none where torchrun has started them already."""
+async def _start(count: int, argv: Sequence[str], node: Node | None) -> list[asyncio.subprocess.Process]:
+    """Those of this machine, with this process as rank 0; none where torchrun has started them already."""
     if count == 1 or "WORLD_SIZE" in os.environ:
         return []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sys.platform in _LOOPBACK:
-        common["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]  # else gloo listens where the host's name leads
-    os.environ.update(common | {"RANK": "0", "LOCAL_RANK": "0"})
+    node = node or Node(0, 1, count, "127.0.0.1", _free_port())
+    os.environ.update(node.environment(0))
     return [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "learner", *argv, env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in range(1, count)
+        await asyncio.create_subprocess_exec(sys.executable, "-m", "learner", *argv, env=os.environ | node.environment(local))
+        for local in range(1, node.ranks)
     ]
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @asynccontextmanager
-async def ranks_beside(count: int, argv: Sequence[str]) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
-    """Ranks 1 … count − 1 while the body lives, and a watch that fails when one dies; a failing body is blamed on a dead rank."""
-    ranks = await _start(count, argv)
+async def ranks_beside(count: int, argv: Sequence[str], node: Node | None = None) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """This machine's other ranks while the body lives, and a watch that fails when one dies; a failing body is blamed on a dead rank."""
+    ranks = await _start(count, argv, node)
     try:
         yield lambda: _watch(ranks)
     except Exception as error:
@@ -203,6 +228,8 @@ async def ranks_beside(count: int, argv: Sequence[str]) -> AsyncIterator[Callabl
             if dead := _dead(ranks):
                 raise RefluxError(dead) from error
             await asyncio.sleep(_LOOK_S)
+        if node and _is_lost(error):
+            raise RefluxError(f"a rank on another node is gone ({error}): start the learner on every node again, it resumes") from error
         raise
     finally:
         await _end(ranks)
@@ -217,6 +244,13 @@ async def _end(ranks: Sequence[asyncio.subprocess.Process]) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a rank found no other end of a connection; torch says it in words only."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_lost, error.exceptions))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _is_the_users(error: BaseException) -> bool:

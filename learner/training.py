@@ -103,6 +103,7 @@ class TrainerSettings:
     sequence_parallel: bool = False
     threads: int = 1  # torch threads of this process
     timeout_s: float = 600.0  # of a collective: a rank that waits longer fails
+    join_timeout_s: float = 600.0  # for all ranks to come
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """Process groups of this rank: torch.distributed, and Megatron's division of it.
 
 Guarantees: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK, as torchrun sets them, decide who takes part; without
-them this process is a group of its own, which opens no port; with a MASTER_ADDR of 127.0.0.1 the ranks meet on loopback alone. Gloo
-where there is no CUDA, NCCL where there is.
+them this process is a group of its own, which opens no port; the ranks meet at the address of MASTER_ADDR and no other, but for torchrun,
+which has a meeting place of its own. Gloo where there is no CUDA, NCCL where there is.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import socket
 
@@ -19,7 +20,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from common.errors import ConfigError
 
-_LOOPBACK = "127.0.0.1"
+_log = logging.getLogger(__name__)
 
 
 def device() -> torch.device:
@@ -27,7 +28,7 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeout_s: float) -> None:
+def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeout_s: float, join_timeout_s: float = 600.0) -> None:
     """Join the group and divide it; a group that an earlier trainer of this process left behind is an error."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size % (tensor_parallel * pipeline_parallel):
@@ -39,25 +40,39 @@ def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeou
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = dt.timedelta(seconds=timeout_s)
     if size > 1:
-        _join(backend, size, timeout)
+        _join(backend, size, timeout, dt.timedelta(seconds=join_timeout_s))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     _divide(tensor_parallel, pipeline_parallel, alone=size == 1 and backend == "gloo")
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
-def _join(backend: str, size: int, timeout: dt.timedelta) -> None:
-    """On one machine by a store of our own, which listens where we bound it: torch's own listens on every interface."""
-    if os.environ.get("MASTER_ADDR") != _LOOPBACK or "TORCHELASTIC_RUN_ID" in os.environ:
+def _join(backend: str, size: int, timeout: dt.timedelta, patience: dt.timedelta) -> None:
+    """By a store of our own, which listens where we bound it: torch's own listens on every interface. Raises ConfigError."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
         return
-    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
-    listening = -1
-    if rank == 0:
-        with socket.create_server((_LOOPBACK, port)) as server:
-            listening = server.detach()
-    store = TCPStore(_LOOPBACK, port, size, rank == 0, timeout=timeout, master_listen_fd=listening if rank == 0 else None)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening = _listen(host, port) if rank == 0 else None
+    _log.info("rank %d waits at %s:%d for all %d ranks, %d s at most", rank, host, port, size, patience.total_seconds())
+    try:
+        store = TCPStore(host, port, size, rank == 0, timeout=patience, master_listen_fd=listening)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except dist.DistError:
+        raise ConfigError(
+            f"learner rank {rank} waited {patience.total_seconds():g} s at {host}:{port} and not all {size} ranks came: "
+            "start the learner on every node, with the same --rdzv and its own --node-rank"
+        ) from None
+
+
+def _listen(host: str, port: int) -> int:
+    """A file descriptor."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family) as server:
+            return server.detach()
+    except OSError as error:
+        raise ConfigError(f"rank 0 cannot listen at {host}:{port} ({error}): give an address of this machine and a free port") from None
 
 
 def _divide(tensor_parallel: int, pipeline_parallel: int, *, alone: bool) -> None:

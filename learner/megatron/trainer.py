@@ -77,6 +77,7 @@ class MegatronTrainer:
             pipeline_parallel=settings.pipeline_parallel,
             seed=settings.seed,
             timeout_s=settings.timeout_s,
+            join_timeout_s=settings.join_timeout_s,
         )
         try:
             return cls(settings, _assemble(settings, architecture), pulse or Pulse())

@@ -1,0 +1,58 @@
+"""A learner of two machines, here two commands on one, that meet at an address of the first."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from by_hand import roles_by_hand
+from test_roles import assert_proven, sentence
+
+from common.bus.embedded import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def meeting() -> tuple[str, ...]:
+    return ("--nnodes", "2", "--rdzv", f"127.0.0.1:{free_port()}")
+
+
+def test_two_nodes_are_one_learner(example) -> None:
+    example.settings |= {"learner.steps": 6, "evaluation.prompts": 16}
+    with roles_by_hand(example) as hand:
+        nodes = meeting()
+        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
+        producer, scorer = hand.start("producers"), hand.start("scorers")
+        assert first.process.wait(200) == 0, hand.all_said()
+        assert second.process.wait(100) == 0, hand.all_said()
+        assert (producer.stop(), scorer.stop()) == (0, 0), hand.all_said()
+        assert_proven(example, 6)
+
+
+def test_a_node_that_does_not_come_is_named_with_what_was_waited_for(example) -> None:
+    with roles_by_hand(example) as hand:
+        alone = hand.start("learner", *meeting(), "--set", "learner.join_timeout_s=2")
+        assert "not all 2 ranks came: start the learner on every node" in sentence(alone, 2)
+
+
+def test_nodes_with_other_configurations_are_refused(example) -> None:
+    with roles_by_hand(example) as hand:
+        nodes = meeting()
+        first = hand.start("learner", *nodes)
+        second = hand.start("learner", *nodes, "--node-rank", "1", "--set", "learner.batch_size=32")
+        assert "learner rank 1 has another configuration than rank 0" in sentence(first, 2)
+        assert "learner rank 1 died" in sentence(second, 1)
+
+
+def test_a_node_that_is_told_twice_to_stop_ends_the_learner_with_a_sentence(example) -> None:
+    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0}
+    with roles_by_hand(example) as hand:
+        nodes = meeting()
+        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
+        hand.start("producers")
+        hand.start("scorers")
+        hand.wait_for(lambda: example.step >= 2, "step 2")
+        second.process.send_signal(signal.SIGTERM)
+        hand.wait_for(lambda: "rank 0 ends the run" in second.said, "the second node to say who ends the run")
+        assert second.stop() == 1, second.said
+        assert "start the learner on every node again" in sentence(first, 1)
