@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.bus.embedded import free_port
-from learner.ranks import _LOOPBACK
+from learner.nodes import Node
 
 ROOT = Path(__file__).resolve().parents[4]
 PROGRAM = """
@@ -25,12 +25,11 @@ stop()
 
 def test_ranks_on_one_machine_listen_on_loopback_alone(monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": _LOOPBACK[sys.platform]}
-    for name, value in place.items():
-        monkeypatch.setenv(name, value)
+    machine = Node(0, 1, 2, "127.0.0.1", free_port())
     ranks = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+    for rank in range(machine.ranks):
+        for name, value in machine.environment(rank).items():
+            monkeypatch.setenv(name, value)
         ranks.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROGRAM], stdout=subprocess.PIPE, text=True))
     said = [rank.communicate(timeout=100)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
