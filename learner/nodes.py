@@ -66,9 +66,10 @@ def read_node(arguments: argparse.Namespace) -> Node | None:
     host, colon, port = (arguments.rdzv or "").rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ConfigError("several machines meet at --rdzv HOST:PORT: give an address of node 0 and a free port there, the same on each")
-    if (arguments.nproc or 1) < 1:
-        raise ConfigError(f"--nproc {arguments.nproc} starts no rank: give the number of ranks on this machine")
-    return Node(arguments.node_rank, arguments.nnodes, arguments.nproc or 1, host.strip("[]"), int(port))
+    ranks = 1 if arguments.nproc is None else arguments.nproc
+    if ranks < 1:
+        raise ConfigError(f"--nproc {ranks} starts no rank: give the number of ranks on this machine")
+    return Node(arguments.node_rank, arguments.nnodes, ranks, host.strip("[]"), int(port))
 
 
 def _interface_towards(host: str, port: int) -> str | None:
