@@ -199,6 +199,9 @@ class Bus(Protocol):
     async def state(self) -> BusState:
         """The ledger and the backlogs."""
 
+    async def glance(self, topic: str, count: int) -> list[bytes]:
+        """Payloads of the topic's oldest entries, leased or not; for a look only: nothing changes, nobody is disturbed."""
+
     async def lives(self) -> dict[int, int]:
         """How often each seq was revived; those that never were are left out."""
 

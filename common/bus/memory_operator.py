@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from common.bus.base import TICKETS, DeadLetter, Revival
 from common.bus.memory_server import MemoryServer
@@ -28,6 +29,11 @@ class OperatorCalls:
     async def dead_letters(self) -> dict[int, DeadLetter]:
         """See Bus.dead_letters."""
         return dict((await self._reach()).dead)
+
+    async def glance(self, topic: str, count: int) -> list[bytes]:
+        """See Bus.glance."""
+        entries = (await self._reach()).topics.get(topic, {})
+        return [entry.payload for entry in islice(entries.values(), count)]
 
     async def lives(self) -> dict[int, int]:
         """See Bus.lives."""

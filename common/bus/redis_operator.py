@@ -24,6 +24,11 @@ class OperatorCalls(RunCalls):
             if cursor == b"0":
                 return letters
 
+    async def glance(self, topic: str, count: int) -> list[bytes]:
+        """See Bus.glance."""
+        entries = await self._client.command("XRANGE", self._key(topic), "-", "+", "COUNT", count)
+        return [dict(zip(fields[::2], fields[1::2], strict=True))[b"payload"] for _, fields in entries]
+
     async def lives(self) -> dict[int, int]:
         """See Bus.lives."""
         return lives_of(await self._client.command("HGETALL", self._key("lives")))

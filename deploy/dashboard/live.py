@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any  # JSON values
 
@@ -26,8 +26,15 @@ _GONE_AFTER_S = 6.0
 class Live:
     """`run` is a task; what it saw may be read at any time. `away` says why there is nothing to see."""
 
-    def __init__(self, reach: Callable[[], AbstractAsyncContextManager[Bus]], *, period_s: float) -> None:
+    def __init__(
+        self,
+        reach: Callable[[], AbstractAsyncContextManager[Bus]],
+        *,
+        period_s: float,
+        also: Callable[[Bus], Awaitable[None]] | None = None,
+    ) -> None:
         self._reach = reach
+        self._also = also
         self._period = period_s
         self._look = Look()
         self._answered = 0.0
@@ -56,6 +63,8 @@ class Live:
         while time.monotonic() - self._answered < _GONE_AFTER_S:
             await watch.look()
             await self._read_letters(bus, watch.latest)
+            if self._also is not None:
+                await self._also(bus)
             await asyncio.sleep(self._period)
         self.away = "its server does not answer"
 

@@ -80,7 +80,7 @@ async def _source(target: str, overrides: Sequence[str], run: str) -> Source:
     config = open_target(Path(target), overrides)
     beyond = None
     if config.bus.url and not config.directory.is_dir():
-        beyond = await _on_server(config.run.name, lambda: connected(config, "observer"))
+        beyond = await _on_server(config.run.name, lambda: connected(config, "observer"), config)
     if config.directory.is_dir():  # it is there before the learner claims its term
         return RunSource(config, period_s=_period(config))
     if beyond is not None:
@@ -92,12 +92,12 @@ def _period(config: RunConfig) -> float:
     return min(_PERIOD_S, config.service.heartbeat_s)
 
 
-async def _on_server(name: str, reach: Reach) -> Source:
+async def _on_server(name: str, reach: Reach, config: RunConfig | None = None) -> Source:
     async with reach() as bus:
         state = await bus.state()
     if not (state.term or state.cursor):
         raise ConfigError(f"there is no run {name} on this server: `reflux runs` lists those that are there")
-    return BusSource(name, reach, period_s=_PERIOD_S)
+    return BusSource(name, reach, period_s=_PERIOD_S, config=config)
 
 
 async def _only_run(url: str) -> str:

@@ -15,6 +15,7 @@ from common.bus.base import Bus
 from common.config import RunConfig
 from deploy.dashboard.live import Live
 from deploy.dashboard.shelved import Shelved
+from deploy.dashboard.waiting import Waiting
 from deploy.report.record import Record, run_facts
 from deploy.visit import connected
 from learner.directory import RunDirectory
@@ -80,11 +81,14 @@ class RunSource:
 
 
 class BusSource:
-    """A run of which only the server is at hand: what its heartbeats say, from now on. Answers lie in the run's directory."""
+    """A run of which only the server is at hand: what its heartbeats say, and the answers seen waiting for the learner, from now on."""
 
-    def __init__(self, run: str, reach: Callable[[], AbstractAsyncContextManager[Bus]], *, period_s: float) -> None:
+    def __init__(
+        self, run: str, reach: Callable[[], AbstractAsyncContextManager[Bus]], *, period_s: float, config: RunConfig | None = None
+    ) -> None:
         self._run = run
-        self._live = Live(reach, period_s=period_s)
+        self._waiting = Waiting(config)
+        self._live = Live(reach, period_s=period_s, also=self._waiting.look)
         self._period = period_s
         self._epoch = uuid.uuid4().hex
         self._rows: dict[int, dict[str, Any]] = {}
@@ -121,12 +125,11 @@ class BusSource:
             "revision": max(self._rows, default=-1),
             "steps": [row for step, row in sorted(self._rows.items()) if step > known],
             "evaluations": [{"step": step, "pass_at_1": share} for step, share in sorted(self._accuracy.items())],
-            "edition": edition,
             "now": self._live.document,
             "away": self._live.away,
             "dead": self._live.dead,
-        }
+        } | self._waiting.document(edition)
 
-    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:  # noqa: ARG002
+    async def rollout(self, step: int, seq: int) -> dict[str, Any] | None:
         """See Source.rollout."""
-        return None
+        return self._waiting.rollout(step, seq)

@@ -18,12 +18,17 @@ _PROMPT = 160
 class Speller:
     """Ids to text, by the student's tokenizer; where that cannot be read `complaint` says so and ids stand for themselves."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig | None) -> None:
+        self.complaint = "a server's address alone tells no tokenizer: tokens are shown as ids"
+        self._texts: dict[int, str] = {}
+        self._tokenizer: Any = None
+        if config is not None:
+            self._read(config)
+
+    def _read(self, config: RunConfig) -> None:
         from transformers import AutoTokenizer
 
         self.complaint = ""
-        self._texts: dict[int, str] = {}
-        self._tokenizer: Any = None
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(config.model.student, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -22,6 +22,18 @@ async def die_and_revive(bus):
     assert await bus.revive([Revival(1, 1, b"anew")]) == [1]
 
 
+async def test_a_glance_sees_payloads_leased_or_not_and_changes_nothing(medium: Medium) -> None:
+    bus = await medium.bus()
+    await start_run(bus, 4)
+    held = await bus.lease([TICKETS], 2, 0)
+    before = (await bus.state()).leased
+    assert await bus.glance(TICKETS, 3) == [payload for _, payload in tickets(0, 1, 2)]
+    assert await bus.glance(SCORED, 3) == []
+    assert (await bus.state()).leased == before
+    assert len(await bus.renew(held)) == 2
+    assert len(await bus.lease([TICKETS], 10, 0)) == 2
+
+
 async def test_a_revived_sample_is_sampled_again_with_its_new_ticket(medium: Medium) -> None:
     bus = await medium.bus()
     await die_and_revive(bus)

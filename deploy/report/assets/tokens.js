@@ -9,18 +9,18 @@ function fillList(state) {
   const fits = (rollout) => !wanted || rollout.prompt.toLowerCase().includes(wanted) || String(rollout.seq) === wanted;
   const sorted = (state.rollouts || []).filter(fits).sort((a, b) => b[key] - a[key] || a.seq - b.seq);
   const list = byId("list"), focused = list.contains(document.activeElement) ? document.activeElement.dataset.name : null, top = list.scrollTop;
-  const buttons = sorted.map((rollout) => rolloutButton(rollout));
+  const buttons = sorted.map((rollout) => rolloutButton(rollout, state.recorded === false ? "weights of step" : "step"));
   list.replaceChildren(...buttons.map((button) => element("li", {}, button)));
   list.scrollTop = top;
   buttons.find((button) => button.dataset.name === focused)?.focus({ preventScroll: true });
   if (!chosen && buttons.length) buttons[0].click();
-  if (!opened && !buttons.length) write(byId("text"), state.recorded === false ? "Answers lie in the run's directory: `reflux dashboard runs/NAME` shows them." : "The journal holds no scored rollouts yet.");
+  if (!opened && !buttons.length) write(byId("text"), state.recorded === false ? "No scored answer has been seen waiting for the learner yet. Trained ones lie in the run's directory: `reflux dashboard runs/NAME` shows them." : "The journal holds no scored rollouts yet.");
 }
 
-function rolloutButton(rollout) {
+function rolloutButton(rollout, word) {
   const dot = element("i", { "aria-hidden": "true", style: `--strength:${strength(rollout.worst).toFixed(2)}` });
   const button = element("button", { type: "button", "data-name": nameOf(rollout), "aria-pressed": String(nameOf(rollout) === chosen) }, element("span", {}, rollout.prompt.trim() || "(empty prompt)"),
-    element("small", {}, dot, element("span", {}, `step ${rollout.step} · #${rollout.seq} · worst ${rollout.worst.toFixed(1)} · mean ${rollout.mean.toFixed(2)}${rollout.finish === "length" ? " · cut off" : ""}`)));
+    element("small", {}, dot, element("span", {}, `${word} ${rollout.step} · #${rollout.seq} · worst ${rollout.worst.toFixed(1)} · mean ${rollout.mean.toFixed(2)}${rollout.finish === "length" ? " · cut off" : ""}`)));
   button.addEventListener("click", () => choose(rollout));
   return button;
 }

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from recorded_run import HOSTILE, RecordedRun, spell_letters
+from recorded_run import HOSTILE, RecordedRun, scored, spell_letters
 from served_dashboard import served
 
 from common import bus as buses
-from common.bus.base import TICKETS, Burial, Move, rollouts
+from common.bus.base import SCORED, TICKETS, Burial, Move, rollouts
 from common.bus.embedded import EmbeddedServer
+from common.codec import encode
 from common.pulse import Report
 from deploy.dashboard.source import BusSource, RunSource
 from deploy.report.write import write_report
@@ -184,22 +185,38 @@ async def test_a_run_that_lives_is_a_picture_with_its_bottleneck(
             leases = await bus.lease([TICKETS], 5, 0)
             await bus.hand_off([Move(lease, rollouts("calm"), b"rollout") for lease in leases[1:]])
             await bus.bury([Burial(leases[0], f"it was poison {HOSTILE}")])
+            if not directory:
+                [first] = await bus.lease([rollouts("calm")], 1, 0)
+                await bus.hand_off([Move(first, SCORED, encode(scored(first.seq, gap=1.5)))])
             source = RunSource(run.config, period_s=0.1) if directory else BusSource("r", lambda: connected(run.config), period_s=0.1)
             async with asyncio.TaskGroup() as tasks, served(source) as address:
                 tasks.create_task(play(bus, stopping))
                 for width in WIDTHS if directory else WIDTHS[:1]:
-                    await look_at_the_living(browser, address, width)
+                    await look_at_the_living(browser, address, width, backlogs=["0", "4", "4"] if directory else ["1", "3", "4"])
+                if not directory:
+                    await look_at_what_waits(browser, address)
                 stopping.set()
 
 
-async def look_at_the_living(browser: Any, address: str, width: int) -> None:
+async def look_at_what_waits(browser: Any, address: str) -> None:
+    """The token view of a scored answer that waits on the server, by ids: nobody has told the tokenizer."""
+    page, errors = await opened(browser, address, WIDTHS[0])
+    await shows(page, "#list", "weights of step 1")
+    await shows(page, "#text", "#66#67#68")
+    await shows(page, "#strip", "Where the teacher disagrees most")
+    await shows(page, "#complaint", "tokens are shown as ids")
+    assert errors == []
+    await page.close()
+
+
+async def look_at_the_living(browser: Any, address: str, width: int, backlogs: list[str]) -> None:
     page, errors = await opened(browser, address, width)
     await shows(page, "#status", "running")
     await shows(page, "#verdict", "the scorers are the bottleneck")
     await page.wait_for_selector('.held[data-place="scorer"] .mark')
     assert await page.locator(".node.held").count() == 1
     counts = await page.locator(".tube .count").all_text_contents()
-    assert sorted(counts) == ["0", "4", "4"]
+    assert sorted(counts) == backlogs
     await shows(page, "#pipeline", "oldest")
     await shows(page, '[data-place="producer"]', "100 tok/s")
     await shows(page, "#workers", "learner-1")
