@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def launch(student: Path, directory: Path, *begin: Path, ranks: int, **layout: i
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(250) for process in processes] == [0] * ranks
     return [json.loads(out.read_text()) for out in outs]
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-4)  # a step of Adam near a gradient of 0 is up to its rate
 
 
 TWO = [
@@ -71,11 +78,7 @@ def test_ranks_find_the_losses_and_weights_of_one(
         assert theirs == pytest.approx(figures, rel=1e-5)
     assert first["refusal"] == f"the loss of step {rank_program.STEPS} is nan: resume from the last checkpoint with a lower rate"
     assert all(other == first | {"exported": 0} for other in others)
-    exported = trainer.export(torch.float32)
-    together = load_file(tmp_path / "ranks" / "rank0.safetensors")
-    assert together.keys() == exported.keys()
-    for name, tensor in exported.items():
-        torch.testing.assert_close(together[name], tensor, rtol=1e-5, atol=1e-4)  # a step of Adam near a gradient of 0 is up to its rate
+    assert_same(load_file(tmp_path / "ranks" / "rank0.safetensors"), trainer.export(torch.float32))
 
     continued = make_trainer(student)  # one rank goes on where they stopped
     continued.load(tmp_path / "ranks" / "state")
@@ -85,20 +88,32 @@ def test_ranks_find_the_losses_and_weights_of_one(
     assert stats.grad_norm == pytest.approx(alone[rank_program.SAVED].grad_norm, rel=1e-4)
 
 
+WAYS = [  # of a checkpoint: from one process through two in each of these layouts, and back to one
+    ({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {}),
+    ({"tensor_parallel": 2}, {}, {"tensor_parallel": 2}),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_checkpoint_goes_from_layout_to_layout(tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_checkpoint_goes_from_layout_to_layout(
+    way: tuple[dict[str, int], ...], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+) -> None:
     student, state = make_student("qwen3", layers=3), tmp_path / "alone"
     trainer = make_trainer(student)
     for step in range(rank_program.STEPS):
         if step == rank_program.SAVED:
             trainer.save(state)
         stats = trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE)
-    for place, layout in enumerate(({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {})):
+    weights = trainer.export(torch.float32)
+    for place, layout in enumerate(way):
         found, _ = launch(student, tmp_path / str(place), state, ranks=2, **layout)
         (loss, grad_norm, *_), state = *found["figures"], tmp_path / str(place) / "state"
         assert [loss, grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5), layout
+        assert_same(load_file(tmp_path / str(place) / "rank0.safetensors"), weights)  # so the moments came along
     continued = make_trainer(student)
     continued.load(state)
     again = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)
     assert [again.loss, again.grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5)
+    assert_same(continued.export(torch.float32), weights)
