@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import psutil
 import pytest
 from by_hand import roles_by_hand
 from test_roles import assert_proven, sentence
@@ -56,3 +57,17 @@ def test_a_node_that_is_told_twice_to_stop_ends_the_learner_with_a_sentence(exam
         hand.wait_for(lambda: "rank 0 ends the run" in second.said, "the second node to say who ends the run")
         assert second.stop() == 1, second.said
         assert "start the learner on every node again" in sentence(first, 1)
+
+
+def test_a_node_whose_rank_is_killed_ends_the_learner_with_a_sentence(example) -> None:
+    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0}
+    with roles_by_hand(example) as hand:
+        nodes = meeting()
+        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
+        hand.start("producers")
+        hand.start("scorers")
+        hand.wait_for(lambda: example.step >= 2, "step 2")
+        (rank,) = psutil.Process(second.process.pid).children()
+        rank.kill()
+        assert "a rank on another node is gone" in sentence(first, 1)
+        assert "learner rank 1 died with exit code -9" in sentence(second, 1)
