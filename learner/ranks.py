@@ -52,9 +52,10 @@ class RankedTrainer:
         self._dtype = _DTYPES[config.weights.dtype]
         self._loss = loss
         self._pulse = pulse
-        self._group = dist.new_group(backend="gloo", timeout=_IDLE) if dist.get_world_size() > 1 else None
-        if self._group is not None:
-            _compare(config, self._group)
+        self._commands: dist.ProcessGroup | None = None
+        self._group: dist.ProcessGroup | None = None
+        if dist.get_world_size() > 1:
+            self._commands, self._group = _groups(config)
         self._replicas = [] if self._group is None else _replicas(trainer, self._group)
 
     def step(self, record: StepRecord, samples: Sequence[TrainingSample], lr: float) -> StepStats:
@@ -88,11 +89,11 @@ class RankedTrainer:
         self._trainer.close()
 
     def _tell(self, command: int, payload: bytes = b"", lr: float = 0.0) -> None:
-        if self._group is None:
+        if self._commands is None:
             return
-        dist.broadcast(torch.tensor([command, len(payload), lr], dtype=torch.float64), 0, group=self._group)
+        dist.broadcast(torch.tensor([command, len(payload), lr], dtype=torch.float64), 0, group=self._commands)
         if payload:
-            dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), 0, group=self._group)
+            dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), 0, group=self._commands)
 
 
 def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
@@ -123,6 +124,7 @@ def settings(config: RunConfig) -> TrainerSettings:
         seed=config.run.seed,
         threads=config.service.torch_threads,
         join_timeout_s=config.learner.join_timeout_s,
+        timeout_s=config.learner.rank_timeout_s,
     )
 
 
@@ -143,10 +145,9 @@ def _follow(config: RunConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 drains; a follower ends with it
         signal.signal(number, signal.SIG_IGN)
     trainer, loss = MegatronTrainer.build(settings(config)), loss_for(config.loss)
-    group = dist.new_group(backend="gloo", timeout=_IDLE)
-    _compare(config, group)
+    commands, group = _groups(config)
     _replicas(trainer, group)
-    while (told := _listen(group))[0] != _CLOSE:
+    while (told := _listen(commands))[0] != _CLOSE:
         command, payload, lr = told
         if command == _STEP:
             record = decode(receive(*trainer.data_parallel, group), StepRecord)
@@ -160,6 +161,15 @@ def _follow(config: RunConfig) -> None:
         else:
             trainer.load(Path(payload.decode()))
     trainer.close()
+
+
+def _groups(config: RunConfig) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """For commands, which may be long in coming, and for all else, where a silent rank is as good as dead. Raises ConfigError."""
+    timeout = dt.timedelta(seconds=config.learner.rank_timeout_s)
+    commands = dist.new_group(backend="gloo", timeout=timeout if dist.get_rank() == 0 else _IDLE)  # gloo sends to those that listen
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    _compare(config, group)
+    return commands, group
 
 
 def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:

@@ -157,6 +157,8 @@ class LearnerSection(Section):
     """Processes of the learner; `ranks / (tensor_parallel * pipeline_parallel)` replicas share the batch out."""
     join_timeout_s: Seconds = operational(600.0)
     """How long a rank waits at the start for all others to come."""
+    rank_timeout_s: Seconds = operational(600.0)
+    """How long a rank waits within a step for another one, which then counts as dead."""
     tensor_parallel: Positive = operational(1)
     """Ranks over which every layer is divided, for a student too large for one device."""
     sequence_parallel: bool = operational(False)

@@ -43,7 +43,7 @@ def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeou
         _join(backend, size, timeout, dt.timedelta(seconds=join_timeout_s))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    _divide(tensor_parallel, pipeline_parallel, alone=size == 1 and backend == "gloo")
+    _divide(tensor_parallel, pipeline_parallel, alone=size == 1 and backend == "gloo", timeout_s=timeout_s)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
@@ -75,14 +75,18 @@ def _listen(host: str, port: int) -> int:
         raise ConfigError(f"rank 0 cannot listen at {host}:{port} ({error}): give an address of this machine and a free port") from None
 
 
-def _divide(tensor_parallel: int, pipeline_parallel: int, *, alone: bool) -> None:
+def _divide(tensor_parallel: int, pipeline_parallel: int, *, alone: bool, timeout_s: float) -> None:
     """Make Megatron's groups. A process that is alone is each of them itself: every group of gloo's has three threads, and one of them
     wakes a hundred times a second, which for twenty groups costs 2 % of a core."""
     create_group = parallel_state.create_group
     if alone:
         parallel_state.create_group = lambda *_, **__: dist.group.WORLD
     try:
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_parallel,
+            pipeline_model_parallel_size=pipeline_parallel,
+            distributed_timeout_minutes=timeout_s / 60,  # Megatron's groups have their own
+        )
     finally:
         parallel_state.create_group = create_group
 

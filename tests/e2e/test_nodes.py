@@ -71,3 +71,19 @@ def test_a_node_whose_rank_is_killed_ends_the_learner_with_a_sentence(example) -
         rank.kill()
         assert "a rank on another node is gone" in sentence(first, 1)
         assert "learner rank 1 died with exit code -9" in sentence(second, 1)
+
+
+def test_a_silent_rank_of_another_node_ends_the_learner_with_a_sentence(example) -> None:
+    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0, "learner.rank_timeout_s": 15}
+    with roles_by_hand(example) as hand:
+        nodes = meeting()
+        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
+        hand.start("producers")
+        hand.start("scorers")
+        hand.wait_for(lambda: example.step >= 2, "step 2")
+        (rank,) = psutil.Process(second.process.pid).children()
+        rank.suspend()
+        try:
+            assert "a rank on another node is gone" in sentence(first, 1)
+        finally:
+            rank.kill()
