@@ -74,7 +74,7 @@ def test_a_node_whose_rank_is_killed_ends_the_learner_with_a_sentence(example) -
 
 
 def test_a_silent_rank_of_another_node_ends_the_learner_with_a_sentence(example) -> None:
-    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0, "learner.rank_timeout_s": 15}
+    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0, "learner.rank_timeout_s": 30}
     with roles_by_hand(example) as hand:
         nodes = meeting()
         second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
