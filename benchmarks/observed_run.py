@@ -115,6 +115,7 @@ def observe(steps: int, settings: list[str]) -> Observed:
     shutil.rmtree(config.directory, ignore_errors=True)
     command = [sys.executable, "-m", "deploy", "run", str(CONFIG)]
     command += [part for override in overrides for part in ("--set", override)]
+    (ROOT / "runs").mkdir(exist_ok=True)
     with (ROOT / "runs" / f"{NAME}.log").open("w") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as run:
         try:
             seen = asyncio.run(_watch(config, run))
