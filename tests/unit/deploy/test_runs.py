@@ -37,6 +37,9 @@ async def fill(url: str, run: str, *, alive: bool = False) -> None:
         await bus.beat("worker", Report("producer", "worker").encode(), 30.0 if alive else 0.001)
         if not alive:
             await bus.resign(1, "learner")
+            async with asyncio.timeout(60):
+                while await bus.reports():  # until the last heartbeat has been forgotten
+                    await asyncio.sleep(0.001)
 
 
 async def keys(url: str) -> set[str]:
