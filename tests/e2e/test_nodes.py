@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from by_hand import roles_by_hand
+from by_hand import ByHand, Role, roles_by_hand
 from test_roles import assert_proven, sentence
 
 from common.bus.embedded import free_port
@@ -16,6 +16,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.
 
 def meeting() -> tuple[str, ...]:
     return ("--nnodes", "2", "--rdzv", f"127.0.0.1:{free_port()}")
+
+
+def two_nodes_at_work(hand: ByHand) -> tuple[Role, Role]:
+    """Node 0 and node 1 of a long run that has begun to train."""
+    hand.example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0}
+    nodes = meeting()
+    second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
+    hand.start("producers")
+    hand.start("scorers")
+    hand.wait_for(lambda: hand.example.step >= 2, "step 2")
+    return first, second
 
 
 def test_two_nodes_are_one_learner(example) -> None:
@@ -46,13 +57,8 @@ def test_nodes_with_other_configurations_are_refused(example) -> None:
 
 
 def test_a_node_that_is_told_twice_to_stop_ends_the_learner_with_a_sentence(example) -> None:
-    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0}
     with roles_by_hand(example) as hand:
-        nodes = meeting()
-        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
-        hand.start("producers")
-        hand.start("scorers")
-        hand.wait_for(lambda: example.step >= 2, "step 2")
+        first, second = two_nodes_at_work(hand)
         second.process.send_signal(signal.SIGTERM)
         hand.wait_for(lambda: "rank 0 ends the run" in second.said, "the second node to say who ends the run")
         assert second.stop() == 1, second.said
@@ -60,13 +66,8 @@ def test_a_node_that_is_told_twice_to_stop_ends_the_learner_with_a_sentence(exam
 
 
 def test_a_node_whose_rank_is_killed_ends_the_learner_with_a_sentence(example) -> None:
-    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0}
     with roles_by_hand(example) as hand:
-        nodes = meeting()
-        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
-        hand.start("producers")
-        hand.start("scorers")
-        hand.wait_for(lambda: example.step >= 2, "step 2")
+        first, second = two_nodes_at_work(hand)
         (rank,) = psutil.Process(second.process.pid).children()
         rank.kill()
         assert "a rank on another node is gone" in sentence(first, 1)
@@ -74,13 +75,9 @@ def test_a_node_whose_rank_is_killed_ends_the_learner_with_a_sentence(example) -
 
 
 def test_a_silent_rank_of_another_node_ends_the_learner_with_a_sentence(example) -> None:
-    example.settings |= {"learner.steps": 100_000, "evaluation.prompts": 0, "learner.rank_timeout_s": 30}
+    example.settings["learner.rank_timeout_s"] = 30
     with roles_by_hand(example) as hand:
-        nodes = meeting()
-        second, first = (hand.start("learner", *nodes, "--node-rank", rank) for rank in ("1", "0"))
-        hand.start("producers")
-        hand.start("scorers")
-        hand.wait_for(lambda: example.step >= 2, "step 2")
+        first, second = two_nodes_at_work(hand)
         (rank,) = psutil.Process(second.process.pid).children()
         rank.suspend()
         try:
