@@ -66,9 +66,9 @@ def read_node(arguments: argparse.Namespace) -> Node | None:
     host, colon, port = (arguments.rdzv or "").rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ConfigError("several machines meet at --rdzv HOST:PORT: give an address of node 0 and a free port there, the same on each")
-    ranks = 1 if arguments.nproc is None else arguments.nproc
+    ranks = arguments.nproc or 0
     if ranks < 1:
-        raise ConfigError(f"--nproc {ranks} starts no rank: give the number of ranks on this machine")
+        raise ConfigError("several machines need --nproc N of at least 1: the number of ranks on each")
     return Node(arguments.node_rank, arguments.nnodes, ranks, host.strip("[]"), int(port))
 
 

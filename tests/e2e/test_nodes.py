@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.
 
 
 def meeting() -> tuple[str, ...]:
-    return ("--nnodes", "2", "--rdzv", f"127.0.0.1:{free_port()}")
+    return ("--nproc", "1", "--nnodes", "2", "--rdzv", f"127.0.0.1:{free_port()}")
 
 
 def two_nodes_at_work(hand: ByHand) -> tuple[Role, Role]:

@@ -41,7 +41,8 @@ def test_a_network_that_was_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
         (("--nnodes", "2", "--rdzv", "host:0"), "meet at --rdzv HOST:PORT"),
         (("--nnodes", "2", "--rdzv", "host:1", "--node-rank", "2"), "--node-rank 2 is none of --nnodes 2"),
         (("--node-rank", "1"), "--node-rank 1 is none of --nnodes 1"),
-        (("--nnodes", "2", "--rdzv", "host:1", "--nproc", "0"), "--nproc 0 starts no rank"),
+        (("--nnodes", "2", "--rdzv", "host:1", "--nproc", "0"), "need --nproc N of at least 1"),
+        (("--nnodes", "2", "--rdzv", "host:1"), "need --nproc N of at least 1"),
     ],
 )
 def test_what_does_not_say_who_is_where_is_one_sentence(argv: tuple[str, ...], message: str) -> None:
