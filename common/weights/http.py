@@ -21,6 +21,8 @@ _MOST_LIST = 1 << 24
 class HttpStore(RemoteStore):
     """A WeightStore that reads. `token` may be empty."""
 
+    advice = "correct weights.url or weights.token_file, or start the server again"
+
     def __init__(self, url: str, *, token: str, deadline_s: float, cache: Path) -> None:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         super().__init__(url, deadline_s=deadline_s, full_every=1, cache=cache)

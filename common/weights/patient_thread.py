@@ -42,7 +42,7 @@ class PatientThread:
                 return await asyncio.wrap_future(self._begin(lambda: call(*args, **kwargs)))
         except TimeoutError:
             raise StoreAway(
-                f"the weight store {self._place} has not answered for {self._deadline_s:g} s: mend its file system; "
+                f"the weight store {self._place} has not answered for {self._deadline_s:g} s: mend it, or the way there; "
                 f"weights.deadline_s says how long a call may take"
             ) from None
 

@@ -22,10 +22,14 @@ from common.weights.store import MANIFEST_FILE, MOST_MANIFEST, VERSION, VersionS
 PIECE = 8 << 20
 _TRIES = 3
 _NOT_AGAIN = (FileNotFoundError, PermissionError)
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"})
+"""fsspec's names of those that have buckets of keys and no directories."""
 
 
 class RemoteStore(VersionStore):
     """A WeightStore on one of fsspec's file systems. Versions are written and kept in `cache` on this machine."""
+
+    advice = "correct weights.url, or let this machine's credentials read and write there (docs/weights.md)"
 
     def __init__(self, url: str, *, deadline_s: float, full_every: int, cache: Path) -> None:
         super().__init__(url.rstrip("/"), deadline_s=deadline_s, full_every=full_every, cache=cache)
@@ -50,11 +54,17 @@ class RemoteStore(VersionStore):
         with foreign():
             if self._fs.exists(self._path(name, MANIFEST_FILE)):
                 return False
-            self._fs.makedirs(self._path(name), exist_ok=True)
+            self._make_directory(self._path(name))
             files = sorted(begun.iterdir(), key=lambda path: path.name == MANIFEST_FILE)
             for path in files:
                 self._fs.put_file(str(path), self._path(name, path.name))
         return True
+
+    def _make_directory(self, path: str) -> None:
+        """Not in an object store: there it would make the bucket of a misspelt URL, and fail where credentials see one prefix only."""
+        names = self._fs.protocol
+        if not _OBJECT_STORES.intersection((names,) if isinstance(names, str) else names):
+            self._fs.makedirs(path, exist_ok=True)
 
     def _abandon(self, begun: Path) -> None:
         self._workshop.drop(begun)

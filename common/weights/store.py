@@ -39,7 +39,9 @@ def directory_of(version: Version) -> str:
 
 
 class VersionStore(ABC):
-    """A WeightStore; where the files lie is the adapter's business. `place` is named in errors."""
+    """A WeightStore; where the files lie is the adapter's business. `place` is named in errors, `advice` says what to do about them."""
+
+    advice = "make room, or make it writable"
 
     def __init__(self, place: object, *, deadline_s: float, full_every: int, cache: Path) -> None:
         self.place = place
@@ -116,8 +118,7 @@ class VersionStore(ABC):
             finally:
                 self._abandon(begun)
         except OSError as error:
-            reason = error.strerror or error
-            raise StoreAway(f"cannot write weights to {self.place} ({reason}): make room, or make it writable") from error
+            raise StoreAway(f"cannot write weights to {self.place} ({error.strerror or error}): {self.advice}") from error
         deltas = base.deltas + 1 if base is not None and manifest.kind == "delta" else 0
         self._published = Published(version, tensors, manifest.tensors, deltas) if self._full_every > 1 else None
         self._last_put = version
@@ -234,7 +235,7 @@ class VersionStore(ABC):
         try:
             names = self._names()
         except OSError as error:
-            raise StoreAway(f"cannot list the weights in {self.place}: {error.strerror or error}") from error
+            raise StoreAway(f"cannot list the weights in {self.place} ({error.strerror or error}): {self.advice}") from error
         found = [Version(int(match[1]), int(match[2])) for name in names if (match := VERSION.fullmatch(name))]
         return sorted(version for version in set(found) if directory_of(version) in names)
 
@@ -250,7 +251,7 @@ class VersionStore(ABC):
                     self._remove(directory_of(version))
             self._sweep(up_to_term)
         except OSError as error:
-            raise StoreAway(f"cannot delete weights in {self.place}: {error.strerror or error}") from error
+            raise StoreAway(f"cannot delete weights in {self.place} ({error.strerror or error}): {self.advice}") from error
 
     def _with_bases(self, versions: set[Version | None]) -> set[Version]:
         """Raises OSError where a manifest cannot be read now: then nothing is deleted."""

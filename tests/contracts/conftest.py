@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import object_stores
 import pytest
 import pytest_asyncio
 from bus_media import SERVERS, Medium, binary_of
@@ -30,6 +31,13 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
 
         yield url
         runner.run(stack.aclose())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def object_stores_end() -> Iterator[None]:
+    """Those that a test has asked for."""
+    yield
+    object_stores.close()
 
 
 @pytest.fixture(params=["memory", *SERVERS])

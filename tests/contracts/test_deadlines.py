@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from object_stores import CREDENTIALS, SECRET
 
 from common.bus import connect_url
 from common.bus.embedded import EmbeddedServer
@@ -112,6 +113,36 @@ async def test_a_weight_store_that_never_answers_is_named_in_time(black_hole: st
         async with asyncio.timeout(45):
             with pytest.raises(StoreAway, match=rf"weight store http://{black_hole} has not answered for 0\.5 s: .*weights\.deadline_s"):
                 await asked
+
+
+ASKS = """
+import asyncio, sys
+from pathlib import Path
+from common.config import load_config
+from common.weights import open_store
+try:
+    asyncio.run(open_store(load_config(Path(sys.argv[1]), sys.argv[2:])).versions())
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/mine", "gs://bucket/mine"])
+def test_an_object_store_that_never_answers_is_named_in_time_and_lets_the_process_end(url: str, black_hole: str, tmp_path: Path) -> None:
+    """In a process of its own: the library's own call goes on, and tries again."""
+    hole = {"AWS_ENDPOINT_URL": f"http://{black_hole}", "STORAGE_EMULATOR_HOST": f"http://{black_hole}", **CREDENTIALS}
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, str(CONFIG), f"weights.url={url}", "weights.deadline_s=0.5", f"run.dir={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_DEFAULT_REGION": "us-east-1", **hole},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"StoreAway: the weight store {url} has not answered for 0.5 s: mend it" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stderr
 
 
 async def test_a_server_smaller_than_the_window_is_refused_with_both_numbers(server: EmbeddedServer) -> None:

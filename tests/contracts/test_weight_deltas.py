@@ -40,7 +40,11 @@ def made(step: int) -> Tensors:
     }
 
 
-@pytest.fixture(params=sorted(MEDIA))
+SOME = [pytest.param(name, marks=pytest.mark.slow) if name == "gs" else name for name in sorted(MEDIA)]
+"""The emulator takes its time; what is said of gs in particular, and the other suite, run always."""
+
+
+@pytest.fixture(params=SOME)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     async with MEDIA[request.param](tmp_path, full_every=EVERY) as opened:
         yield opened

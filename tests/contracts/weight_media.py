@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from object_stores import BUCKET, gs_server, s3_server
 
 from common.messages import Version, WeightManifest
 from common.weights.base import RawTensor
@@ -59,7 +60,19 @@ async def http(tmp_path: Path, full_every: int) -> AsyncIterator[Shown]:
         yield Shown(written, HttpStore(url, token=TOKEN, deadline_s=60, cache=tmp_path / "cache"))
 
 
-MEDIA: dict[str, Medium] = {one.__name__: one for one in (directory, memory, file_url, http)}
+@asynccontextmanager
+async def s3(tmp_path: Path, full_every: int) -> AsyncIterator[RemoteStore]:
+    s3_server()
+    yield RemoteStore(f"s3://{BUCKET}/{secrets.token_hex(4)}/weights", deadline_s=60, full_every=full_every, cache=tmp_path / "cache")
+
+
+@asynccontextmanager
+async def gs(tmp_path: Path, full_every: int) -> AsyncIterator[RemoteStore]:
+    gs_server()
+    yield RemoteStore(f"gs://{BUCKET}/{secrets.token_hex(4)}/weights", deadline_s=60, full_every=full_every, cache=tmp_path / "cache")
+
+
+MEDIA: dict[str, Medium] = {one.__name__: one for one in (directory, memory, file_url, http, s3, gs)}
 
 
 def reader_of(store: Any, cache: Path) -> VersionStore:
