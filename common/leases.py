@@ -1,8 +1,9 @@
 """A worker renews what it holds in memory, and nothing else: an entry it has forgotten goes to another worker (design §4).
 
-`run` is a task of the worker's event loop; maths runs elsewhere, so renewal never stalls. What another worker took over, or what is older
-than `work_deadline_s`, is forgotten here: its hand-off would be refused. What is still computed then hangs: `hung` is called, which ends
-the process like any death, so that the entries become suspects.
+`run` is a task of the worker's event loop; maths runs elsewhere, so renewal never stalls. What another worker took over is forgotten here:
+its hand-off would be refused. So is what is older than `work_deadline_s`. If it is still computed, it hangs: `hung` is called, which ends
+the process like any death, so that the entries become suspects. If it waited for something else (weights, its turn), it is innocent and
+given back, which counts against nothing. A result that leaves has no deadline: the server takes it as soon as it can.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class LeaseKeeper:
             self._held.pop(_place(lease), None)
 
     def holds(self, lease: Lease) -> bool:
-        """Whether the lease is still ours as far as we know."""
-        return _place(lease) in self._held
+        """Whether this very lease is still ours as far as we know; not one of the same entry that came later."""
+        held = self._held.get(_place(lease))
+        return held is not None and held[0] is lease
 
     @contextmanager
     def computing(self, leases: Sequence[Lease]) -> Iterator[None]:
@@ -76,7 +78,7 @@ class LeaseKeeper:
         """Waits for nothing but time; ends only by cancellation or when the bus stays away."""
         while True:
             await asyncio.sleep(self._period)
-            self._forget_overdue()
+            await self._give_back_overdue()
             leases = [lease for lease, _ in self._held.values()]
             if not leases:
                 continue
@@ -86,14 +88,15 @@ class LeaseKeeper:
                 log.warning("leases went to another worker", extra={"seqs": [lease.seq for lease in lost][:10], "count": len(lost)})
                 self.drop(lost)
 
-    def _forget_overdue(self) -> None:
+    async def _give_back_overdue(self) -> None:
         limit = time.monotonic() - self._deadline
-        overdue = [lease for lease, since in self._held.values() if since < limit]
+        overdue = [lease for place, (lease, since) in self._held.items() if since < limit and place not in self._leaving]
         if hanging := [lease for lease in overdue if _place(lease) in self._computed]:
             self._hung(hanging)
         if overdue:
-            log.warning("abandons work past bus.work_deadline_s", extra={"seqs": [lease.seq for lease in overdue][:10]})
+            log.warning("gives back what it could not begin by bus.work_deadline_s", extra={"seqs": [lease.seq for lease in overdue][:10]})
             self.drop(overdue)
+            await self._bus.release([lease for lease in overdue if lease not in hanging])
 
     async def release_all(self) -> None:
         """Gives everything back so that others get it at once; a server that is away leaves it to the leases' end."""

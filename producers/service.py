@@ -120,7 +120,8 @@ class Producer:
         while suspects:
             size = quarantine_size(suspects[-1].deliveries, self._slots)
             group, suspects = suspects[-size:], suspects[:-size]
-            if size == 1 and await self._is_poison(group[0]):
+            group = [lease for lease in group if self._worker.keeper.holds(lease)]  # not what was given back while it waited for its turn
+            if not group or (size == 1 and await self._is_poison(group[0])):
                 continue
             async with asyncio.TaskGroup() as tasks:
                 self._start(tasks, group)
@@ -138,10 +139,10 @@ class Producer:
         try:
             ticket = decode(lease.payload, Ticket)
             assert isinstance(ticket, Ticket)
-            if self._engine.version < ticket.min_version and not await self._weights_came(ticket):
-                return  # stopping: the lease goes back with the others
-            if not self._worker.keeper.holds(lease):
-                return
+            if self._engine.version < ticket.min_version:
+                await self._until_weights_came(ticket, lease)
+            if self._engine.version < ticket.min_version or not self._worker.keeper.holds(lease):
+                return  # the lease goes, or went, back with the others
             began = now_ms()
             with self._worker.keeper.computing([lease]):
                 completion = await self._engine.generate(ticket)
@@ -156,17 +157,21 @@ class Producer:
             if self._in_flight <= self._wake_at:
                 self._freed.set()
 
-    async def _weights_came(self, ticket: Ticket) -> bool:
-        """Waits for the ticket's weights; False: told to stop before they came."""
-        with self._worker.pulse.waiting("weights"):
+    async def _until_weights_came(self, ticket: Ticket, lease: Lease) -> None:
+        """Or until it is told to stop, or has lost the lease."""
+        worker = self._worker
+        with worker.pulse.waiting("weights"):
             async with asyncio.TaskGroup() as tasks:
                 reached = tasks.create_task(self._follower.reached(ticket.min_version), name="weights")
-                stopping = tasks.create_task(self._worker.stopping.wait(), name="stopping")
-                await asyncio.wait((reached, stopping), return_when=asyncio.FIRST_COMPLETED)
-                came = reached.done()
+                stopping = tasks.create_task(worker.stopping.wait(), name="stopping")
+                over = False
+                while not over and worker.keeper.holds(lease):
+                    done, _ = await asyncio.wait(
+                        (reached, stopping), timeout=worker.config.service.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    over = bool(done)
                 reached.cancel()
                 stopping.cancel()
-        return came
 
     async def _hand_off_finished(self) -> None:
         while True:

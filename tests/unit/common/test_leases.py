@@ -61,17 +61,35 @@ async def test_a_stolen_lease_is_forgotten() -> None:
     bus = FakeBus()
     bus.stolen = {1}
     keeper = _keeper(bus)
-    keeper.hold([_lease(1), _lease(2)])
-    await _run_until(keeper, lambda: not keeper.holds(_lease(1)))
-    assert keeper.holds(_lease(2))
+    stolen, other = _lease(1), _lease(2)
+    keeper.hold([stolen, other])
+    await _run_until(keeper, lambda: not keeper.holds(stolen))
+    assert keeper.holds(other)
 
 
-async def test_work_past_its_deadline_is_abandoned() -> None:
+def test_an_entry_that_is_leased_again_is_another_lease() -> None:
+    keeper, before, after = _keeper(FakeBus()), _lease(1), _lease(1)
+    keeper.hold([before])
+    assert (keeper.holds(before), keeper.holds(after)) == (True, False)
+    keeper.hold([after])
+    assert (keeper.holds(before), keeper.holds(after)) == (False, True)
+
+
+async def test_what_was_not_begun_by_its_deadline_is_given_back() -> None:
     bus = FakeBus()
     keeper = _keeper(bus, work_deadline_s=0.0)
     keeper.hold([_lease(1)])
-    await _run_until(keeper, lambda: len(keeper) == 0)
-    assert bus.renewed == []
+    await _run_until(keeper, lambda: bus.released)
+    assert (bus.renewed, bus.released, len(keeper)) == ([], [1], 0)
+
+
+async def test_a_result_that_waits_for_the_server_has_no_deadline() -> None:
+    bus = FakeBus()
+    keeper = _keeper(bus, work_deadline_s=0.0)
+    keeper.hold([_lease(1), _lease(2)])
+    with keeper.leaving([_lease(1)]):
+        await _run_until(keeper, lambda: len(bus.renewed) > 3)
+    assert (bus.released, bus.renewed[-1], len(keeper)) == ([2], [1], 0)
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -100,10 +118,11 @@ async def test_what_leaves_during_a_slow_renewal_was_not_taken_away(caplog: pyte
 
     bus = Slow()
     keeper = _keeper(bus)
-    keeper.hold([_lease(1), _lease(2)])
+    leaves, stays = _lease(1), _lease(2)
+    keeper.hold([leaves, stays])
     renewing = asyncio.create_task(keeper.run())
     await bus.begun.wait()
-    with keeper.leaving([_lease(1)]):
+    with keeper.leaving([leaves]):
         bus.stolen = {1}  # the server has handed it off, its answer is under way
         bus.go.set()
         while not bus.renewed:
@@ -111,7 +130,7 @@ async def test_what_leaves_during_a_slow_renewal_was_not_taken_away(caplog: pyte
         await asyncio.sleep(0.005)
     renewing.cancel()
     assert not caplog.records
-    assert (keeper.holds(_lease(1)), keeper.holds(_lease(2))) == (False, True)
+    assert (keeper.holds(leaves), keeper.holds(stays)) == (False, True)
 
 
 async def test_a_hand_off_that_fails_leaves_the_lease_to_be_released() -> None:

@@ -100,8 +100,8 @@ class FakeJudge:
 class Stage:
     """One producer with its bus, engine and store; the learner's side of the bus is `learner`."""
 
-    def __init__(self, slots: int = 8) -> None:
-        self.server = MemoryServer()
+    def __init__(self, slots: int = 8, server: MemoryServer | None = None, name: str = "producer-1") -> None:
+        self.server = server or MemoryServer()
         self.learner = MemoryBus(self.server, name="learner-1")
         self.engine = FakeEngine(slots)
         self.store = FakeStore()
@@ -115,10 +115,10 @@ class Stage:
             "service": {"heartbeat_s": 0.05},
         }
         config = parse_config(values)
-        bus = MemoryBus(self.server, name="producer-1")
+        bus = MemoryBus(self.server, name=name)
         keeper = LeaseKeeper(bus, lease_s=30, work_deadline_s=60)
         self.worker = Worker(
-            role="producer", name="producer-1", config=config, bus=bus, pulse=Pulse("producer"), keeper=keeper, stopping=asyncio.Event()
+            role="producer", name=name, config=config, bus=bus, pulse=Pulse("producer"), keeper=keeper, stopping=asyncio.Event()
         )
 
     @asynccontextmanager
