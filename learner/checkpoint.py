@@ -12,8 +12,10 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +47,49 @@ class Checkpoint:
 def save(root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_model: Callable[[Path], None]) -> Path:
     """Writes the checkpoint of `line` (as of Line.to_json); `save_model` fills the trainer's directory. Durable when it returns; DiskFull
     leaves nothing of it."""
+    return begin(root, line, extra, lambda directory: partial(save_model, directory))()
+
+
+def begin(
+    root: Path, line: Mapping[str, Any], extra: Mapping[str, Any], begin_model: Callable[[Path], Callable[[], None]]
+) -> Callable[[], Path]:
+    """In two parts: `begin_model` takes the trainer's state as it is now, and what it returns ends when that lies in the trainer's
+    directory. The call returned here waits for it, in any thread, and then gives the checkpoint its name; without it, it counts nowhere."""
     name = f"term{line['term']:06}-step{line['step']:08}"
-    temporary, final = root / f".{name}.tmp", root / name
+    temporary = root / f".{name}.tmp"
+    with _all_or_nothing(root, temporary):
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        (temporary / "model").mkdir(parents=True)
+        written = begin_model(temporary / "model")
+    return partial(_complete, temporary, root / name, line, extra, written)
+
+
+@contextmanager
+def _all_or_nothing(root: Path, temporary: Path) -> Iterator[None]:
     try:
         with needs_room(root, "a checkpoint"):
-            _write(temporary, line, extra, save_model)
+            yield
     except DiskFull:
         shutil.rmtree(temporary, ignore_errors=True)  # others need the room
         raise
-    before = root / f".{name}.old"
+
+
+def _complete(temporary: Path, final: Path, line: Mapping[str, Any], extra: Mapping[str, Any], written: Callable[[], None]) -> Path:
+    with _all_or_nothing(final.parent, temporary):
+        written()
+        _describe(temporary, line, extra)
+    before = final.with_name(f".{final.name}.old")
     if final.exists():  # the same term can come to the same step only with the same line; it may be the only one, so it goes last
         final.replace(before)
     temporary.replace(final)
-    sync_directory(root)
+    sync_directory(final.parent)
     shutil.rmtree(before, ignore_errors=True)
     return final
 
 
-def _write(temporary: Path, line: Mapping[str, Any], extra: Mapping[str, Any], save_model: Callable[[Path], None]) -> None:
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    (temporary / "model").mkdir(parents=True)
-    save_model(temporary / "model")
+def _describe(temporary: Path, line: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """The line and the digests; all of it is durable then."""
     (temporary / "line.json").write_text(json.dumps({"line": line, "extra": extra}))
     files = {str(path.relative_to(temporary)): digest(path) for path in _files(temporary)}
     (temporary / "manifest.json").write_text(json.dumps(files, indent=1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common.codec import decode, encode
@@ -31,10 +33,24 @@ class Keeping:
         """A checkpoint of this step, then what it makes superfluous goes. `tally` is a copy: the event loop goes on counting."""
         with self._pulse.cpu("checkpoint"):
             checkpoint.save(self._directory.checkpoints, line, tally, trainer.save)
-            checkpoint.delete_old(self._directory.checkpoints, self._config.learner.keep_checkpoints, line["term"])
-            oldest = checkpoint.oldest(self._directory.checkpoints)
-            if not self._config.learner.record and oldest is not None:
-                journal.trim(self._directory.journal, oldest, line["term"])
+            self._tidy(line["term"])
+
+    def begin(self, line: Mapping[str, Any], tally: Mapping[str, Any], trainer: Trainer) -> Callable[[], None]:
+        """The same of the trainer as it is now; the call returned sees it through, in another thread."""
+        with self._pulse.cpu("checkpoint"):
+            written = checkpoint.begin(self._directory.checkpoints, line, tally, trainer.begin_save)
+        return partial(self._see_through, written, line["term"])
+
+    def _see_through(self, written: Callable[[], Path], term: int) -> None:
+        with self._pulse.cpu("checkpoint"):
+            written()
+            self._tidy(term)
+
+    def _tidy(self, term: int) -> None:
+        checkpoint.delete_old(self._directory.checkpoints, self._config.learner.keep_checkpoints, term)
+        oldest = checkpoint.oldest(self._directory.checkpoints)
+        if not self._config.learner.record and oldest is not None:
+            journal.trim(self._directory.journal, oldest, term)
 
     def count_time(self, tally: Tally) -> None:
         """The wall time since the last call belongs to the run."""

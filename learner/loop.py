@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.config import RunConfig
-from common.errors import DiskFull
 from common.messages import Version, WeightManifest
-from common.patience import until_mended
 from common.pulse import Pulse
 from learner.batch import samples_of
 from learner.evaluation import Evaluator
@@ -26,6 +24,7 @@ from learner.ledger import Ledger, Prepared
 from learner.maths import MathsThread, Trainer
 from learner.metrics import Metrics
 from learner.publish import Background, Publisher, end
+from learner.saving import Saving
 from learner.schedule import learning_rate
 from learner.tally import Tally
 
@@ -58,7 +57,6 @@ class Loop:
         self._trainer = trainer
         self._maths = maths
         self._ledger = ledger
-        self._journal = journal
         self._publisher = publisher
         self._evaluator = evaluator
         self._metrics = metrics
@@ -66,6 +64,16 @@ class Loop:
         self.tally = tally
         self._wake = asyncio.Event()
         self._preparing: asyncio.Task[Prepared] | None = None
+        self._saving = Saving(
+            config=config,
+            pulse=pulse,
+            trainer=trainer,
+            maths=maths,
+            journal=journal,
+            tally=tally,
+            keeping=keeping,
+            changed=self._wake,
+        )
         self._publication = Background(self._wake)
         self._evaluation = Background(self._wake)
         self._line: Mapping[str, Any] = ledger.line.to_json()  # as of `step`
@@ -122,12 +130,12 @@ class Loop:
         await self._evaluation.close()
 
     async def checkpoint(self) -> None:
-        """The trainer as it is, with the line of its step."""
-        self._keeping.count_time(self.tally)
-        line, tally = self._line, self.tally.to_json()
-        await until_mended(self._pulse, "disk", lambda: self._maths.run(self._keeping.save, line, tally, self._trainer), DiskFull)
-        if not self._config.learner.record:
-            self._journal.rotate()
+        """The trainer as it is, with the line of its step; durable when it returns."""
+        await self._saving.save(self._line)
+
+    async def close(self) -> None:
+        """Waits for no checkpoint any more."""
+        await self._saving.close()
 
     # ---- one step ------------------------------------------------------------------------------------------------------------
     def _prepare(self, step: int) -> None:
@@ -143,6 +151,7 @@ class Loop:
             if self._stopped:
                 return None
             self._check()
+            await self._saving.heed(self._line)
             if self._owed():
                 await self._publish()
             if not preparing.done():
@@ -173,8 +182,7 @@ class Loop:
         if self._config.learner.max_staleness == 0 and not self._publisher.gated:
             with self._pulse.waiting("publication"):
                 await self._publication.wait()
-        if self.step % self._config.learner.checkpoint_every == 0:
-            await self.checkpoint()
+        await self._saving.after_step(self._line)
 
     # ---- publication and evaluation ------------------------------------------------------------------------------------------
     def _owed(self) -> bool:

@@ -33,6 +33,9 @@ class Trainer(Protocol):
     def save(self, directory: Path) -> None:
         """Model, optimizer, random states into an existing empty directory."""
 
+    def begin_save(self, directory: Path) -> Callable[[], None]:
+        """Copies what `save` writes; the call that is returned ends when it is written, in any thread, while other steps are trained."""
+
     def load(self, directory: Path) -> None:
         """What `save` wrote."""
 

@@ -36,7 +36,7 @@ from learner.training import LossFunction, StepStats, TrainerSettings, TrainingS
 if TYPE_CHECKING:
     from learner.megatron.trainer import MegatronTrainer
 
-_STEP, _EXPORT, _SAVE, _LOAD, _CLOSE = range(5)
+_STEP, _EXPORT, _SAVE, _COPY, _LOAD, _CLOSE = range(6)
 _IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to train on
 _LOOK_S = 0.25
 _GRACE_LOOKS = 8
@@ -77,6 +77,11 @@ class RankedTrainer:
         """All ranks write."""
         self._tell(_SAVE, str(directory).encode())
         self._trainer.save(directory)
+
+    def begin_save(self, directory: Path) -> Callable[[], None]:
+        """All ranks copy, and write in threads of their own."""
+        self._tell(_COPY, str(directory).encode())
+        return self._trainer.begin_save(directory)
 
     def load(self, directory: Path) -> None:
         """All ranks read."""
@@ -156,8 +161,8 @@ def _follow(config: RunConfig) -> None:
             trainer.step(samples, loss, lr)
         elif command == _EXPORT:
             trainer.export(_DTYPES[config.weights.dtype])
-        elif command == _SAVE:
-            trainer.save(Path(payload.decode()))
+        elif command in {_SAVE, _COPY}:  # how it ends, rank 0 finds out
+            trainer.begin_save(Path(payload.decode()), copied=command == _COPY)
         else:
             trainer.load(Path(payload.decode()))
     trainer.close()

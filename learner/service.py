@@ -132,7 +132,7 @@ async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: 
     try:
         await life.train()
     finally:
-        life.journal.close()
+        await life.close()
 
 
 class _Life:
@@ -205,6 +205,11 @@ class _Life:
                 await self._finish()
             for task in background:
                 task.cancel()
+
+    async def close(self) -> None:
+        """Also after a failure."""
+        await self._loop.close()
+        self.journal.close()
 
     async def _interrupted(self) -> WeightManifest | None:
         """The version whose evaluation the last term left open, if the store still has it."""

@@ -171,6 +171,8 @@ class LearnerSection(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)
     """Steps between checkpoints."""
+    checkpoint_async: bool = operational(False)
+    """Train on while a copy of the state is written, for which there must be memory; one at a time."""
     keep_checkpoints: Positive = operational(2)
     """How many checkpoints stay."""
     record: bool = operational(True)

@@ -1,32 +1,37 @@
 """A trainer's state on disk, through Megatron's dist_checkpointing.
 
 Guarantees: what `load_state` finds is model, optimizer (master weights, moments, step counts), random stream and the caller's
-own numbers as they were at `save_state`; files are fsynced when it returns; another number of data- or tensor-parallel
-ranks loads them too. The directory is complete when `metadata.json` is in it.
+own numbers as they were at `snapshot`, whatever was trained between that and `write`; another number of data- or
+tensor-parallel ranks loads them too. The directory is complete when `metadata.json` is in it.
 
-Megatron's default writer starts a server process for each save, which costs seconds; torch's own writer makes the same files
-in this process.
+Megatron's own writers start processes: a server for each save, which costs seconds, and for an asynchronous one a fork of this
+process, whose threads may hold locks at that moment. Torch's own writer makes the same files in a thread.
 """
 
 from __future__ import annotations
 
 import gc
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
@@ -35,17 +40,57 @@ from learner.megatron.adamw import GroupStepAdamW
 _State = dict[str, Any]  # Megatron's nested dictionaries
 
 
-def save_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOptimizer, numbers: dict[str, int]) -> None:
-    """Every rank calls it, with a directory that all ranks see; what an incomplete save left there is overwritten."""
-    if dist.get_rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """This rank's part of a state, in torch's form, and what all ranks have in common, as bytes."""
+
+    own: _State
+    common: bytes
+
+    def write(self, directory: Path, group: dist.ProcessGroup) -> None:
+        """Every rank calls it, over a group of gloo's in which nothing else is said meanwhile. What one rank could not write, all raise."""
+        try:
+            torch_save(
+                self.own,
+                storage_writer=FileSystemWriter(directory, single_file_per_rank=True, sync_files=True),
+                planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+                process_group=group,
+            )
+        except CheckpointException as error:
+            raise _first_reason(error) from error
+        if dist.get_rank() == 0:
+            (directory / COMMON_STATE_FNAME).write_bytes(self.common)
+            save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+
+
+def snapshot(student: torch.nn.Module, optimizer: MegatronOptimizer, numbers: dict[str, int], *, copied: bool) -> Snapshot:
+    """Every rank calls it. What is not copied must be written before the next step."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part.optimizer, GroupStepAdamW):
             part.optimizer.materialise()
     with _only_new_garbage():
-        state = _state(student, optimizer, loading=False)
-        dist_checkpointing.save({**state, "numbers": numbers}, str(directory), _InThisProcess("torch_dist", 1))
+        sharded, common = save_preprocess({**_state(student, optimizer, loading=False), "numbers": numbers})
+    keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
+    if copied:
+        _copy(keyed, student)
+    content = io.BytesIO()
+    torch.save(common, content)
+    return Snapshot(mcore_to_pyt_state_dict(keyed, is_loading=False), content.getvalue())
+
+
+def _copy(keyed: _State, student: torch.nn.Module) -> None:
+    """What lies in the model's own memory, or on a device. Megatron has gathered master weights and moments into memory of their own."""
+    models = {tensor.untyped_storage().data_ptr() for tensor in student.state_dict(keep_vars=True).values() if torch.is_tensor(tensor)}
+    for parts in keyed.values():
+        for part in parts:
+            if isinstance(part, ShardedTensor) and (part.data.is_cuda or part.data.untyped_storage().data_ptr() in models):
+                part.data = part.data.detach().to("cpu", copy=True)
+
+
+def _first_reason(error: CheckpointException) -> Exception:
+    """What the lowest of the ranks that failed said; torch wraps it in what `except Exception` does not catch."""
+    reason, _ = error.failures[min(error.failures)]
+    return reason if isinstance(reason, Exception) else RuntimeError(str(error))
 
 
 def load_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOptimizer) -> dict[str, int]:
@@ -113,13 +158,3 @@ def _only_new_garbage() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-class _InThisProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]
-    def save(self, sharded_state_dict: _State, checkpoint_dir: str) -> None:
-        keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
-        torch_save(
-            mcore_to_pyt_state_dict(keyed, is_loading=False),
-            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -26,7 +27,7 @@ from common.pulse import Pulse
 from learner.megatron import distributed
 from learner.megatron.adamw import use_group_step_adamw
 from learner.megatron.architecture import Architecture, read_architecture
-from learner.megatron.checkpoint import load_state, save_state
+from learner.megatron.checkpoint import load_state, snapshot
 from learner.megatron.laps import Laps
 from learner.megatron.microbatch import MicroBatch, Packer
 from learner.megatron.model import Student, build_student, has_transformer_engine
@@ -35,6 +36,7 @@ from learner.megatron.packing import within_budget
 from learner.megatron.quiet import quiet
 from learner.megatron.totals import agreed_maximum, over_ranks, stats_of, totals_of
 from learner.megatron.weights import export_weights, load_weights
+from learner.megatron.writer import Writer
 from learner.training import Batch, LossFunction, StepStats, TrainerSettings
 
 
@@ -63,6 +65,7 @@ class MegatronTrainer:
             device=distributed.device(),
         )
         self._run = get_forward_backward_func()
+        self._writer = Writer(timeout_s=settings.timeout_s, pulse=pulse)
         self.steps = 0
         """Optimizer steps done, as saved and loaded with the state."""
 
@@ -133,8 +136,18 @@ class MegatronTrainer:
 
     @quiet()
     def save(self, directory: Path) -> None:
-        """Write model, optimizer, random stream and step count; durable when it returns."""
-        save_state(directory, self._parts.student, self._parts.optimizer, {"steps": self.steps})
+        """Write model, optimizer, random stream and step count."""
+        self.begin_save(directory, copied=False)()
+
+    @quiet()
+    def begin_save(self, directory: Path, *, copied: bool = True) -> Callable[[], None]:
+        """Copy what `save` writes, and write it in a thread; the call that is returned waits for it, on all ranks."""
+        self._writer.wait()
+        if dist.get_rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        state = snapshot(self._parts.student, self._parts.optimizer, {"steps": self.steps}, copied=copied)
+        return self._writer.write(state, directory)
 
     @quiet()
     def load(self, directory: Path) -> None:
@@ -142,7 +155,8 @@ class MegatronTrainer:
         self.steps = load_state(directory, self._parts.student, self._parts.optimizer)["steps"]
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, once nothing is being written."""
+        self._writer.close()
         distributed.stop()
 
     def _gradients(self, batches: Iterator[MicroBatch], count: int, objective: Objective, laps: Laps) -> list[Sums]:

@@ -26,6 +26,7 @@ LEARNER_POINTS = (
     "stored",
     "published",
     "admitted",
+    "checkpoint_half_written",
     "checkpoint_written",
     "checkpoint_renamed",
 )

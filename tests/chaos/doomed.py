@@ -44,11 +44,11 @@ def is_ordered(point: str) -> bool:
 
 
 def wrap(owner: Any, name: str, *, before: str = "", after: str = "", when: Callable[[Any], object] = lambda _: True) -> None:
-    """`before` and `after` are points; `when` looks at the first argument before, at the result after."""
+    """`before` and `after` are points; `when` looks at the first positional argument before, at the result after."""
     original = getattr(owner, name)
 
     def enter(arguments: tuple[Any, ...]) -> None:
-        if before and when(arguments[1]):
+        if before and when(next(iter(arguments[1:]), True)):
             reached(before)
 
     def leave(result: Any) -> Any:
@@ -92,6 +92,8 @@ def doom_scorer() -> None:
 
 
 def doom_learner() -> None:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
     from common.weights.directory import DirectoryStore
     from learner.journal import Journal
     from learner.ranks import RankedTrainer
@@ -100,6 +102,8 @@ def doom_learner() -> None:
     wrap_bus(reconcile="reconciled", readmit="readmitted")
     wrap(Journal, "_append", after="journaled")
     wrap(RankedTrainer, "step", after="stepped")
+    wrap(RankedTrainer, "begin_save", after="checkpoint_copied")
+    wrap(FileSystemWriter, "finish", before="checkpoint_half_written")
     wrap(DirectoryStore, "_put", after="stored")
     _tear(Journal)
     _watch_renames()

@@ -17,6 +17,7 @@ SETTINGS = {
     "learner.steps": STEPS,
     "learner.batch_size": BATCH,
     "learner.checkpoint_every": 5,
+    "learner.checkpoint_async": True,
     "evaluation.prompts": 32,
     "evaluation.deadline_s": 60,
     "producer.slots": 32,

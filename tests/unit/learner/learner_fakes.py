@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,13 @@ class FakeTrainer:
         return {"weight": torch.tensor([float(self.steps), float(sum(self.trained))]), "still": torch.zeros(50)}
 
     def save(self, directory: Path):
-        (directory / "state.json").write_text(json.dumps([self.steps, self.trained]))
+        self.begin_save(directory)()
+
+    def begin_save(self, directory: Path):
+        return partial(self.write, directory, json.dumps([self.steps, self.trained]))
+
+    def write(self, directory: Path, state: str):
+        (directory / "state.json").write_text(state)
 
     def load(self, directory: Path):
         self.steps, self.trained = json.loads((directory / "state.json").read_text())

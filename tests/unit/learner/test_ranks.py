@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from disk_of_its_own import small_disk
 from learner_fakes import record_from
 
 from common.codec import encode
@@ -47,10 +48,29 @@ else:
 """
 
 
-def start(values, directory, **ranks):
+def start(values, directory, program=PROGRAM, **ranks):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **ranks}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(values), str(directory)]
+    command = [sys.executable, "-c", program, json.dumps(values), str(directory)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ranks_of(count, values, directory, program=PROGRAM):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(values, directory, program, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(count)]
+
+
+def values_of(root):
+    return {
+        "run": {"name": "r", "dir": str(root)},
+        "model": {"student": str(root / "student")},
+        "teachers": {"t": {"path": "t", "top_k": 0}},
+        "data": {"prompts": "p"},
+        "loss": {"kind": "sampled_reverse_kl", "ratio_low": 1e-6, "ratio_high": 1e6},
+        "evaluation": {"prompts": 0},
+    }
 
 
 def outcome(process):
@@ -78,23 +98,11 @@ def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks,
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
-    values = {
-        "run": {"name": "r", "dir": str(tmp_path)},
-        "model": {"student": str(tmp_path / "student")},
-        "teachers": {"t": {"path": "t", "top_k": 0}},
-        "data": {"prompts": "p"},
-        "loss": {"kind": "sampled_reverse_kl", "ratio_low": 1e-6, "ratio_high": 1e6},
-        "evaluation": {"prompts": 0},
-    }
+    values = values_of(tmp_path)
     for step, seqs in enumerate(BATCHES, 1):
         (tmp_path / f"{step}.rec").write_bytes(encode(record_from(1, step, seqs, spans=((1, 0, 2 + step),))))
     alone = outcome(start(values, tmp_path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    values["learner"] = {"ranks": ranks, **layout}
-    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, *others = (start(values, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(ranks))
+    first, *others = ranks_of(ranks, values | {"learner": {"ranks": ranks, **layout}}, tmp_path)
     together = outcome(first)
     held = [outcome(other) for other in others]
     assert all(alone), "a step without a loss proves nothing"
@@ -115,3 +123,51 @@ class Ended:
 def test_a_rank_that_died_is_named_and_one_that_was_sent_home_is_not():
     assert _dead([Ended(None), Ended(0)]) == ""
     assert _dead([Ended(None), Ended(-9)]) == "learner rank 2 died with exit code -9: start the learner again, it resumes"
+
+
+FULL_DISK = """
+import json, os, sys
+from pathlib import Path
+from common.config import parse_config
+from common.errors import DiskFull
+from common.pulse import Pulse
+from learner import checkpoint
+from learner.line import Line
+from learner.ranks import build_trainer, follow
+
+config, disk = parse_config(json.loads(sys.argv[1])), Path(sys.argv[2])
+if int(os.environ["RANK"]):
+    follow(config)
+    print(0)
+else:
+    trainer, said = build_trainer(config, Pulse()), []
+    for begin in (trainer.begin_save, lambda directory: lambda: trainer.save(directory)):
+        try:
+            checkpoint.begin(disk, Line(term=1).to_json(), {}, begin)()
+        except DiskFull as error:
+            said.append(str(error))
+    said.append(len(list(disk.iterdir())))
+    (disk / "ballast").unlink()
+    for term, begin in ((1, trainer.begin_save), (2, lambda directory: lambda: trainer.save(directory))):
+        checkpoint.begin(disk, Line(term=term).to_json(), {}, begin)()
+        trainer.load(checkpoint.newest(disk).model)
+    trainer.close()
+    print(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_no_rank_and_the_checkpoint_is_written_when_there_is_room(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8
+    )
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
+    with small_disk(tmp_path / "disk") as disk:
+        disk.fill()
+        first, second = ranks_of(2, values_of(tmp_path) | {"learner": {"ranks": 2}}, disk.path, FULL_DISK)
+        *sentences, left = outcome(first)
+        assert outcome(second) == 0
+    assert left == 1, "only what fills the disk"
+    assert len(sentences) == 2
+    assert all("the disk is full: make room" in sentence for sentence in sentences)

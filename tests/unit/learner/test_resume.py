@@ -49,11 +49,11 @@ class RealTrainer(FakeTrainer):
     def export(self):
         return self.inner.export()
 
-    def save(self, directory):
+    def begin_save(self, directory):
         (directory / "megatron").mkdir()
-        self.inner.save(directory / "megatron")
-        super().save(directory)
         (directory / "chain.json").write_text(json.dumps(self.chain))
+        inner, own = self.inner.begin_save(directory / "megatron"), super().begin_save(directory)
+        return lambda: (inner(), own())
 
     def load(self, directory):
         self.inner.load(directory / "megatron")

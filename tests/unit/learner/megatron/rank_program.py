@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron_cases import samples_of, settings_for, squared_distance
 from safetensors.torch import save_file
 
+from learner.megatron import checkpoint
 from learner.megatron.trainer import MegatronTrainer
 from learner.training import LossInputs, LossOutput
 
@@ -25,6 +28,17 @@ def not_a_number(inputs: LossInputs) -> LossOutput:
     return LossOutput(inputs.student_logp_R * math.nan)
 
 
+def held(event: threading.Event) -> None:
+    """Nothing is written until then."""
+    write = checkpoint.Snapshot.write
+
+    def wait_and_write(*arguments: Any) -> None:
+        assert event.wait(60)
+        write(*arguments)
+
+    checkpoint.Snapshot.write = wait_and_write  # type: ignore[method-assign]
+
+
 def main(student: Path, out: Path, layout: dict[str, int], state: Path, *begin: Path) -> None:
     """Train on this rank's share, all steps or those after the state in `begin`, and write what it found."""
     trainer = MegatronTrainer.build(settings_for(student, **layout, timeout_s=60.0))
@@ -35,8 +49,12 @@ def main(student: Path, out: Path, layout: dict[str, int], state: Path, *begin: 
     for step in range(trainer.steps, STEPS):
         if step == SAVED:
             trainer.save(state)
+            held(trained := threading.Event())
+            written = trainer.begin_save(state.with_name("beside"))
         share = samples_of(6, seed=step)[rank::size] if step != LONE else samples_of(6, seed=step) * (rank == 0)
         stats.append(trainer.step(share, squared_distance, LEARNING_RATE))
+    trained.set()
+    written()
     exported = trainer.export(torch.float32)
     try:
         trainer.step(share, not_a_number, LEARNING_RATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,12 @@ def test_a_checkpoint_of_the_model_without_room_is_written_when_there_is_some(
     trainer = make_trainer(make_student("qwen3"))
     with small_disk(tmp_path / "disk") as disk:
 
-        def save(directory: Path) -> None:
+        def fill_and_save(directory: Path) -> Callable[[], None]:
             disk.fill()
-            trainer.save(directory)
+            return trainer.begin_save(directory)
 
         with pytest.raises(DiskFull, match="cannot write a checkpoint"):
-            checkpoint.save(disk.path, Line(term=1).to_json(), {}, save)
+            checkpoint.begin(disk.path, Line(term=1).to_json(), {}, fill_and_save)()
         assert [path.name for path in disk.path.iterdir()] == ["ballast"]
         disk.make_room()
         checkpoint.save(disk.path, Line(term=1).to_json(), {}, trainer.save)

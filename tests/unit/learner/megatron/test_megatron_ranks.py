@@ -43,6 +43,12 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-4)  # a step of Adam near a gradient of 0 is up to its rate
 
 
+def contents(state: Path) -> dict[str, bytes]:
+    """What every rank wrote, and what they have in common."""
+    files = [*state.glob("*.distcp"), state / "common.pt", state / "metadata.json"]
+    return {path.name: path.read_bytes() for path in files}
+
+
 TWO = [
     ({}, {}),
     ({"tensor_parallel": 2}, {"vocabulary": VOCABULARY + 1}),
@@ -80,6 +86,7 @@ def test_ranks_find_the_losses_and_weights_of_one(
     assert all(other == first | {"exported": 0} for other in others)
     assert_same(load_file(tmp_path / "ranks" / "rank0.safetensors"), trainer.export(torch.float32))
 
+    assert contents(tmp_path / "ranks" / "beside") == contents(tmp_path / "ranks" / "state"), "a later step has altered what was copied"
     continued = make_trainer(student)  # one rank goes on where they stopped
     continued.load(tmp_path / "ranks" / "state")
     stats = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)

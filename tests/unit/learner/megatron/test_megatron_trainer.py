@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron_cases import MakeStudent, MakeTrainer, reference_loss, samples_of, squared_distance
 
+from learner.megatron import checkpoint
 from learner.megatron.trainer import MegatronTrainer
 from learner.training import LossInputs, LossOutput, StepStats
 
@@ -111,6 +113,26 @@ def test_a_loaded_checkpoint_takes_the_very_next_step(
     assert [(s.step, s.loss, s.grad_norm) for s in found] == [(s.step, s.loss, s.grad_norm) for s in expected]
     again = second.export(torch.float32)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_that_is_written_beside_training_is_of_the_step_at_which_it_was_begun(
+    dtype: str, tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, trained, write = make_student("qwen3"), threading.Event(), checkpoint.Snapshot.write
+    first = make_trainer(student, dtype=dtype)
+    run(first, 2)
+    first.save(tmp_path / "waited")
+    monkeypatch.setattr(checkpoint.Snapshot, "write", lambda *arguments: trained.wait(60) and write(*arguments))
+    written = first.begin_save(tmp_path / "beside")
+    expected = run(first, 3)
+    trained.set()
+    written()
+    names = [path.name for path in (tmp_path / "waited").iterdir() if path.name != ".metadata"]
+    assert all((tmp_path / "waited" / name).read_bytes() == (tmp_path / "beside" / name).read_bytes() for name in names)
+    second = make_trainer(student, dtype=dtype)
+    second.load(tmp_path / "beside")
+    assert [(s.step, s.loss, s.grad_norm) for s in run(second, 3)] == [(s.step, s.loss, s.grad_norm) for s in expected]
 
 
 def test_bfloat16_keeps_small_updates_in_its_master_weights(make_trainer: MakeTrainer) -> None:
