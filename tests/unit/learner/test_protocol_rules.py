@@ -106,9 +106,9 @@ RULES = {
     ),
     "a checkpoint has the line of its own step": Rule(
         a_checkpoint_while_the_next_batch_is_journaled,
-        "learner.loop:Loop.checkpoint",
-        "self._line, ",
-        "self._ledger.line.to_json(), ",
+        "learner.loop:Loop._after_step",
+        "after_step(self._line)",
+        "after_step(self._ledger.line.to_json())",
         checkpoint_every=1,
     ),
     "a superseded learner writes no result": Rule(
