@@ -2,7 +2,7 @@
 
 At this size Python and small kernels are the cost of a step, not arithmetic. The query, key and value matrices of a layer become one, gate
 and up another; the model's own parameters turn into views of them, so there is one copy of the weights and a swap in place reaches it.
-On a CPU in float32 a decode step's attention is one compiled call per layer (kernel.py), elsewhere PyTorch's batched products.
+On a CPU in float32 a decode step's attention is one compiled call per layer (common/kernels.py), elsewhere PyTorch's batched products.
 The start-up probe compares this path, too, with the modelling code's eager forward pass.
 
 Letters: T tokens, N rows, M newcomers, P longest prompt, H heads, K key-value heads, D head width, F hidden width, W columns, V vocabulary.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.kernels import Floats, attend_rows, normalise_rows
 from producers.engines.torch.attention import attend_causal, attend_slots
 from producers.engines.torch.cache import SlotCache
-from producers.engines.torch.kernel import Floats, attend_rows
 from producers.engines.torch.loader import Student
 
 _FAMILY = {"Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}
@@ -200,6 +200,10 @@ def _take_over(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
 
 
 def _rms(x: Tensor, norm: Any) -> Tensor:
+    if x.dim() == 2 and x.dtype == torch.float32 and x.device.type == "cpu":
+        out = torch.empty_like(x)
+        normalise_rows(x.numpy(), norm.weight.numpy(), np.float32(norm.variance_epsilon), out.numpy())
+        return out
     return functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 

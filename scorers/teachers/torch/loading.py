@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from common.errors import ConfigError
 from scorers.teachers.torch.last_mlp import LastMlp, last_mlp
 from scorers.teachers.torch.linear import take_one_dnn
+from scorers.teachers.torch.short import ShortBody, can_be_short
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the largest logit
 
@@ -35,10 +36,13 @@ class CausalModel:
     context: int | None  # most tokens of a sequence
     device: torch.device
     last_mlp: LastMlp | None = None
+    short: ShortBody | None = None
 
     def hidden(self, ids_BL: Tensor, read_R: Tensor) -> Tensor:
         """[R, hidden] at the flat positions `read_R` of right-padded ids: in a causal model no token sees what is behind it, so that no
         mask is needed."""
+        if self.short and ids_BL.shape[1] <= self.short.longest:
+            return self.short.hidden(ids_BL, read_R)
         with self.last_mlp.reading(read_R) if self.last_mlp else nullcontext():
             hidden_BLH: Tensor = self.body(input_ids=ids_BL, use_cache=False).last_hidden_state
         return hidden_BLH.flatten(0, 1).index_select(0, read_R)
@@ -78,7 +82,8 @@ def load_causal_model(directory: Path, dtype: torch.dtype, device: torch.device)
     take_one_dnn(model.base_model)
     head = model.get_output_embeddings()
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    loaded = CausalModel(model.base_model, head, head.weight.shape[0], context, device, last_mlp(model.base_model))
+    short = ShortBody(model) if can_be_short(model) else None
+    loaded = CausalModel(model.base_model, head, head.weight.shape[0], context, device, last_mlp(model.base_model), short)
     _check_parts(directory, model, loaded, dtype)
     return loaded
 

@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES, VOCABULARY, make_rollout, random_rollouts, save_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.errors import Rejected
 from common.messages import Rollout, TeacherScore
@@ -17,6 +18,7 @@ from scorers.teachers.torch import forward
 from scorers.teachers.torch.digest import weights_digest
 from scorers.teachers.torch.last_mlp import last_mlp
 from scorers.teachers.torch.loading import load_causal_model
+from scorers.teachers.torch.short import ShortBody
 from scorers.teachers.torch.teacher import TorchTeacher
 
 torch.set_num_threads(1)
@@ -114,7 +116,7 @@ async def test_the_head_sees_response_rows_only_and_in_chunks(tmp_path: Path, mo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_mlp_sees_the_positions_that_are_read_and_gives_the_numbers_of_the_whole(family: str, tmp_path: Path) -> None:
-    model = load_causal_model(save_model(tmp_path, family), torch.float32, torch.device("cpu"))
+    model = replace(load_causal_model(save_model(tmp_path, family), torch.float32, torch.device("cpu")), short=None)
     seen: list[int] = []
     for layer in model.body.layers:
         layer.mlp.down_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[:-1].numel()))
@@ -126,6 +128,44 @@ def test_the_last_mlp_sees_the_positions_that_are_read_and_gives_the_numbers_of_
         whole_BLH = model.body(input_ids=ids_BL, use_cache=False).last_hidden_state
     assert seen[2:] == [24, 24]
     torch.testing.assert_close(some_RH, whole_BLH.flatten(0, 1)[read_R], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_short_sequences_have_the_hidden_states_of_the_modelling_code(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load_causal_model(save_model(tmp_path, family), dtype, torch.device("cpu"))
+    assert model.short is not None
+    whole = replace(model, short=None)
+    for batch, length in ((1, 1), (3, 17), (40, 30)):
+        ids_BL = torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(length))
+        read_R = torch.arange(0, batch * length, 2)
+        with torch.inference_mode():
+            ours, theirs = model.hidden(ids_BL, read_R).float(), whole.hidden(ids_BL, read_R).float()
+        tolerance = 2e-5 if dtype == torch.float32 else 0.1
+        assert ((ours - theirs).abs().max() / theirs.abs().max()) < tolerance
+
+
+def test_long_sequences_and_those_beyond_a_window_go_through_the_modelling_code(tmp_path: Path) -> None:
+    model = load_causal_model(save_model(tmp_path), torch.float32, torch.device("cpu"))
+    assert model.short is not None
+    asked: list[int] = []
+    model.body.register_forward_hook(lambda _module, _inputs, output: asked.append(output.last_hidden_state.shape[1]))
+    with torch.inference_mode():
+        for length in (model.short.longest, model.short.longest + 1):
+            model.hidden(torch.zeros(1, length, dtype=torch.int64), torch.tensor([0]))
+    assert asked == [model.short.longest + 1]
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.sliding_window = 16
+    windowed = AutoModelForCausalLM.from_config(config)
+    assert ShortBody(windowed.requires_grad_(requires_grad=False)).longest == 16
+
+
+def test_a_weight_that_is_no_number_is_not_hidden_by_the_short_pass(tmp_path: Path) -> None:
+    model = load_causal_model(save_model(tmp_path), torch.float32, torch.device("cpu"))
+    model.body.layers[0].self_attn.k_proj.weight[3] = torch.nan
+    with torch.inference_mode():
+        found = model.hidden(torch.zeros(2, 9, dtype=torch.int64), torch.arange(18))
+    assert torch.isnan(found).all()
 
 
 def test_an_mlp_of_another_kind_is_left_alone() -> None:
