@@ -33,6 +33,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     from deploy.target import open_target
 
     logging.getLogger().addHandler(logging.NullHandler())  # what a person reads is said by the commands
+    _warn_of_passwords(getattr(arguments, "overrides", []))
     if arguments.command in {"runs", "purge"}:
         return _shared(arguments)
     if arguments.command == "weights":
@@ -59,6 +60,17 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "resume": lambda: commands.pause(config, paused=False),
     }
     return calls[arguments.command]()
+
+
+def _warn_of_passwords(overrides: Sequence[str]) -> None:
+    from common.config.run import without_password
+
+    if any(without_password(one) != one for one in overrides if one.startswith("bus.url=")):
+        print(
+            "reflux: everybody on this machine can read the password in --set bus.url=…: put it into the TOML, bus.password_file or "
+            "bus.password_env",
+            file=sys.stderr,
+        )
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_dashboard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RUN-or-URL", help="the run's TOML or directory, or redis://… of a server")
+    parser.add_argument("target", metavar="RUN-or-URL", help="the run's TOML or directory, or redis://… (password: REFLUX_PASSWORD)")
     _add_set(parser)
     parser.add_argument("--run", default="", metavar="NAME", help="with an address: which run; needless where there is one")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
@@ -128,7 +128,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("server", metavar="URL-or-CONFIG", help="redis://…, or a run's TOML or directory")
+    parser.add_argument("server", metavar="URL-or-CONFIG", help="redis://… (password: REFLUX_PASSWORD), or a run's TOML or directory")
     _add_set(parser)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from common.bus import connect_url
 from common.bus.address import ADDRESS_FILE, read_address
-from common.bus.login import Login, login_of
+from common.bus.login import Login, login_at, login_of
 from common.bus.redis_client import RedisClient
 from common.bus.runs import SharedRun, server_at, shared_runs, sweep
 from common.errors import ConfigError
@@ -39,7 +39,7 @@ class Shared:
 def server_of(target: str, overrides: Sequence[str] = ()) -> Shared:
     """From an address, or from what names a run. Raises ConfigError."""
     if "://" in target:
-        return Shared(target)
+        return Shared(target, login_at(target))
     config = open_target(Path(target), overrides)
     address = None if config.bus.url else read_address(config.directory / ADDRESS_FILE)
     url = config.bus.url or (address.url if address else "")

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.config.run import without_password
 from common.config.sections import BusSection, ServiceSection
 from common.errors import ConfigError
 
 MOST_BYTES = 4096
+PASSWORD_VARIABLE = "REFLUX_PASSWORD"  # noqa: S105 - the name of one
+"""Of the environment: the password that belongs to an address given on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,16 @@ def login_of(settings: BusSection, run: str, role: str) -> Login:
     password = _password(settings, run, role)
     user = _filled(settings.user, run, role) if password else ""
     return Login(user, password, settings.tls_ca, settings.tls_cert, settings.tls_key)
+
+
+def login_at(url: str) -> Login:
+    """For an address given on the command line: the password is in the environment, since the process list shows arguments to everybody."""
+    if (public := without_password(url)) != url:
+        raise ConfigError(
+            f"everybody on this machine can read a password on the command line: give {public} alone, and the password in the "
+            f"environment's {PASSWORD_VARIABLE}"
+        )
+    return Login(password=os.environ.get(PASSWORD_VARIABLE, "").strip())
 
 
 def password_path(settings: BusSection, run: str, role: str) -> Path:

@@ -14,7 +14,7 @@ import uvicorn
 
 from common.bus import connect_url
 from common.bus.base import Bus
-from common.bus.login import token_in
+from common.bus.login import Login, login_at, token_in
 from common.bus.runs import server_at, shared_runs
 from common.config import RunConfig
 from common.errors import BusError, ConfigError
@@ -73,8 +73,9 @@ async def _found(target: str, overrides: Sequence[str], run: str, *, wait: bool)
 
 async def _source(target: str, overrides: Sequence[str], run: str) -> Source:
     if "://" in target:
-        name = run or await _only_run(target)
-        return await _on_server(name, lambda: _at(target, name))
+        login = login_at(target)
+        name = run or await _only_run(target, login)
+        return await _on_server(name, lambda: _at(target, name, login))
     if run:
         raise ConfigError("--run NAME belongs to a server's address; a configuration names its run itself")
     config = open_target(Path(target), overrides)
@@ -100,8 +101,8 @@ async def _on_server(name: str, reach: Reach, config: RunConfig | None = None) -
     return BusSource(name, reach, period_s=_PERIOD_S, config=config)
 
 
-async def _only_run(url: str) -> str:
-    async with server_at(url, _TIMEOUT_S) as client:
+async def _only_run(url: str, login: Login) -> str:
+    async with server_at(url, _TIMEOUT_S, login) as client:
         names = [found.name for found in await shared_runs(client)]
     if len(names) == 1:
         return names[0]
@@ -109,9 +110,11 @@ async def _only_run(url: str) -> str:
 
 
 @asynccontextmanager
-async def _at(url: str, run: str) -> AsyncIterator[Bus]:
+async def _at(url: str, run: str, login: Login) -> AsyncIterator[Bus]:
     name = f"visitor-{uuid.uuid4().hex[:12]}"
-    async with connect_url(url, run=run, name=name, lease_s=1.0, outage_timeout_s=_TIMEOUT_S, connect_timeout_s=_TIMEOUT_S) as bus:
+    async with connect_url(
+        url, run=run, name=name, lease_s=1.0, outage_timeout_s=_TIMEOUT_S, connect_timeout_s=_TIMEOUT_S, login=login
+    ) as bus:
         yield bus
 
 

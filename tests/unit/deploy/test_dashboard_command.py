@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -20,6 +21,7 @@ from recorded_run import RecordedRun
 
 from common.bus import connect_url
 from common.bus.embedded import EmbeddedServer
+from common.config.run import without_password
 from deploy.__main__ import main
 from deploy.dashboard.serve import Listening, _bound, _found
 from deploy.dashboard.source import BusSource, RunSource
@@ -31,6 +33,13 @@ ROOT = Path(__file__).resolve().parents[3]
 async def url(tmp_path: Path) -> AsyncIterator[str]:
     async with EmbeddedServer.start(tmp_path / "server") as server:
         yield server.url
+
+
+@pytest.fixture
+def public(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's address for a command line; the password is in the environment."""
+    monkeypatch.setenv("REFLUX_PASSWORD", urlsplit(url).password or "")
+    return without_password(url)
 
 
 async def begin(url: str, *names: str) -> None:
@@ -64,19 +73,19 @@ def test_a_run_that_does_not_exist_is_one_sentence(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.redis
-async def test_a_server_s_only_run_needs_no_name_and_several_do(url: str) -> None:
+async def test_a_server_s_only_run_needs_no_name_and_several_do(url: str, public: str) -> None:
     with pytest.raises(Exception, match="there is no run on this server"):
-        await _found(url, [], "", wait=False)
+        await _found(public, [], "", wait=False)
     await begin(url, "one")
-    source = await _found(url, [], "", wait=False)
+    source = await _found(public, [], "", wait=False)
     assert isinstance(source, BusSource)
     assert source.facts()["run"] == "one"
     await begin(url, "two")
     with pytest.raises(Exception, match="say which run with --run NAME: one, two"):
-        await _found(url, [], "", wait=False)
-    assert (await _found(url, [], "two", wait=False)).facts()["run"] == "two"
+        await _found(public, [], "", wait=False)
+    assert (await _found(public, [], "two", wait=False)).facts()["run"] == "two"
     with pytest.raises(Exception, match="there is no run three on this server"):
-        await _found(url, [], "three", wait=False)
+        await _found(public, [], "three", wait=False)
 
 
 @pytest.mark.redis

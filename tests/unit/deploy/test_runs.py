@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -12,12 +13,14 @@ from common.bus.base import TICKETS, Burial, rollouts
 from common.bus.embedded import EmbeddedServer
 from common.bus.runs import server_at, shared_runs
 from common.config import parse_config
+from common.config.run import without_password
 from common.errors import UserError
 from common.pulse import Report
 from deploy.__main__ import main
 from deploy.local import _forget
 
 pytestmark = pytest.mark.redis
+CONFIG = Path(__file__).resolve().parents[3] / "examples" / "arithmetic" / "run.toml"
 
 
 @pytest_asyncio.fixture
@@ -54,8 +57,33 @@ async def runs(url: str) -> dict[str, tuple[bool, int, int, int]]:
     return {run.name: (run.alive, run.cursor, run.live, run.dead) for run in found}
 
 
-async def reflux(*arguments: str) -> int:
-    return await asyncio.to_thread(main, arguments)
+async def reflux(command: str, url: str, *arguments: str) -> int:
+    """With the server's password in the environment."""
+    public = without_password(url)
+    assert public != url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFLUX_PASSWORD", urlsplit(url).password or "")
+        return await asyncio.to_thread(main, (command, public, *arguments))
+
+
+@pytest.mark.parametrize("command", ["runs", "purge", "dashboard"])
+@pytest.mark.parametrize("address", ["redis://:sesame@127.0.0.1:1", "redis://me:sesame@127.0.0.1:1", "redis://127.0.0.1:1?password=sesame"])
+def test_a_password_on_the_command_line_is_refused_without_showing_it(
+    command: str, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, address]) == 2
+    said = capsys.readouterr()
+    assert "sesame" not in said.out + said.err
+    assert "give redis://" in said.err
+    assert "in the environment's REFLUX_PASSWORD" in said.err
+
+
+@pytest.mark.parametrize(("setting", "warned"), [("bus.url=redis://:sesame@127.0.0.1:1", True), ("bus.url=redis://127.0.0.1:1", False)])
+def test_a_password_in_a_setting_is_warned_of(setting: str, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["acl", str(CONFIG), "--set", setting])
+    said = capsys.readouterr()
+    assert ("everybody on this machine can read the password in --set bus.url" in said.err) == warned
+    assert "sesame" not in said.out + said.err
 
 
 async def test_runs_are_listed_with_what_is_in_them(url: str, capsys: pytest.CaptureFixture[str]) -> None:
