@@ -158,7 +158,8 @@ class ServerPool:
         async with self._throttle:
             begun = time.monotonic()
             try:
-                reply = await server.call("POST", "/generate", request.body(uuid.uuid4().hex), deadline_s=deadline_s)
+                body, most = request.body(uuid.uuid4().hex), request.most_reply_bytes
+                reply = await server.call("POST", "/generate", body, deadline_s=deadline_s, most_bytes=most)
             except NotSent as error:
                 self.take_out(server, str(error))
                 raise Busy(str(error)) from None

@@ -12,6 +12,10 @@ from typing import Any  # a JSON body
 from common.messages import Ids
 from common.sglang.shape import ModelShape
 
+_FRAME_BYTES = 1 << 20
+_TOKEN_BYTES = 512  # its id, its text, its log-probability with all digits, as an entry of a list
+_TOP_BYTES = 128  # one of the likeliest ids there with its log-probability
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
@@ -30,6 +34,12 @@ class GenerateRequest:
     def tokens(self) -> int:
         """Response tokens that the server works on: what in-flight caps count."""
         return self.max_new_tokens if self.logprob_start is None else max(1, len(self.ids) - self.logprob_start - 1)
+
+    @property
+    def most_reply_bytes(self) -> int:
+        """No true reply is longer, in the wordiest form that SGLang has."""
+        each = _TOKEN_BYTES + self.top * _TOP_BYTES
+        return _FRAME_BYTES + (len(self.ids) + self.max_new_tokens) * each
 
     def refusal(self, shape: ModelShape) -> str | None:
         """Why it must not be sent to a server that holds a model of this shape."""

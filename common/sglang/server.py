@@ -5,7 +5,7 @@ CallFailed
 ├── Busy           503, the queue is full
 ├── Refused        4xx: the server looked at the request and declined
 ├── Unanswered     the connection broke, no reply came in time, or it was a 5xx: this request may have been the reason
-└── Lost           a reply that is no JSON
+└── Lost           a reply that is no JSON, or longer than a true one can be: it is not read to its end
 
 Connections are kept for less long than the server keeps them, so that none is reused in the moment in which the server closes it.
 """
@@ -26,6 +26,7 @@ from common.sglang.keys import Keys
 
 KEEP_ALIVE_S = 3.0  # SGLang closes after 5
 INFO_DEADLINE_S = 5.0
+MOST_CONTROL_BYTES = 4 << 20  # /server_info of a large server has some hundred settings
 _SHOWN = 300
 
 
@@ -122,8 +123,18 @@ class Server:
             return ""
         return str(said.get("version") or "") if isinstance(said, dict) else ""
 
-    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float, admin: bool = False) -> Any:
-        """The reply's JSON, or its text where it is none of a control endpoint. Raises CallFailed, or ConfigError for a refused key."""
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float,
+        admin: bool = False,
+        most_bytes: int = MOST_CONTROL_BYTES,
+    ) -> Any:
+        """The reply's JSON, or its text where it is none of a control endpoint. Raises CallFailed, also where there is more of it than
+        `most_bytes`, or ConfigError for a refused key."""
         try:
             async with (
                 asyncio.timeout(deadline_s),
@@ -131,7 +142,7 @@ class Server:
                     method, self.url + path, json=body, headers=self._keys.header(admin=admin), allow_redirects=False
                 ) as response,
             ):
-                status, text = response.status, await response.text()
+                status, text = response.status, await self._text(path, response, most_bytes)
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{self.url} cannot be reached ({error})") from None
         except TimeoutError:
@@ -145,6 +156,15 @@ class Server:
         self._closed = True
         if self._session is not None:
             await self._session.close()
+
+    async def _text(self, path: str, response: aiohttp.ClientResponse, most: int) -> str:
+        """No more of it is ever in memory."""
+        text = bytearray()
+        async for piece in response.content.iter_any():
+            text += piece
+            if len(text) > most:
+                raise Lost(f"{self.url}{path} answered with more than {most} bytes")
+        return text.decode()
 
     def _open(self) -> aiohttp.ClientSession:
         """On the event loop that asks, which is not the one that built this."""
@@ -169,7 +189,7 @@ class Server:
             raise Unanswered(self.url, f"{path} answered {status}: {_message(text)}")
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             if path == "/generate":
                 raise Lost(f"{self.url}{path} answered no JSON") from None
             return text
@@ -179,7 +199,7 @@ def _message(text: str) -> str:
     """`error` is a string or an object; some errors have `message` at the top."""
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.strip()[:_SHOWN]
     error = said.get("error", said) if isinstance(said, dict) else said
     return str(error.get("message", error) if isinstance(error, dict) else error)[:_SHOWN]
