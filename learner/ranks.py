@@ -31,13 +31,14 @@ from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
 from learner.dealing import deal, hand_of, receive
 from learner.nodes import Node
+from learner.signs import Heed, Signs
 from learner.training import LossFunction, StepStats, TrainerSettings, TrainingSample
 
 if TYPE_CHECKING:
     from learner.megatron.trainer import MegatronTrainer
 
 _STEP, _EXPORT, _SAVE, _COPY, _LOAD, _CLOSE = range(6)
-_IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to train on
+_IDLE = dt.timedelta(days=30)  # followers wait as long as rank 0 has nothing to train on, and gives signs
 _LOOK_S = 0.25
 _GRACE_LOOKS = 8
 _GOODBYE_S = 5.0
@@ -54,8 +55,10 @@ class RankedTrainer:
         self._pulse = pulse
         self._commands: dist.ProcessGroup | None = None
         self._group: dist.ProcessGroup | None = None
+        self._signs: Signs | None = None
         if dist.get_world_size() > 1:
-            self._commands, self._group = _groups(config)
+            self._commands, self._group, signs = _groups(config)
+            self._signs = Signs(signs, config.learner.rank_timeout_s)
         self._replicas = [] if self._group is None else _replicas(trainer, self._group)
 
     def step(self, record: StepRecord, samples: Sequence[TrainingSample], lr: float) -> StepStats:
@@ -91,6 +94,8 @@ class RankedTrainer:
     def close(self) -> None:
         """Sends the followers home."""
         self._tell(_CLOSE)
+        if self._signs is not None:
+            self._signs.close()
         self._trainer.close()
 
     def _tell(self, command: int, payload: bytes = b"", lr: float = 0.0) -> None:
@@ -150,7 +155,8 @@ def _follow(config: RunConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 drains; a follower ends with it
         signal.signal(number, signal.SIG_IGN)
     trainer, loss = MegatronTrainer.build(settings(config)), loss_for(config.loss)
-    commands, group = _groups(config)
+    commands, group, signs = _groups(config)
+    heed = Heed(signs, config.learner.rank_timeout_s)
     _replicas(trainer, group)
     while (told := _listen(commands))[0] != _CLOSE:
         command, payload, lr = told
@@ -165,16 +171,18 @@ def _follow(config: RunConfig) -> None:
             trainer.begin_save(Path(payload.decode()), copied=command == _COPY)
         else:
             trainer.load(Path(payload.decode()))
+    heed.close()
     trainer.close()
 
 
-def _groups(config: RunConfig) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """For commands, which may be long in coming, and for all else, where a silent rank is as good as dead. Raises ConfigError."""
+def _groups(config: RunConfig) -> tuple[dist.ProcessGroup, dist.ProcessGroup, dist.ProcessGroup]:
+    """For commands, which may be long in coming; for all else, where a silent rank is as good as dead; for signs. Raises ConfigError."""
     timeout = dt.timedelta(seconds=config.learner.rank_timeout_s)
     commands = dist.new_group(backend="gloo", timeout=timeout if dist.get_rank() == 0 else _IDLE)  # gloo sends to those that listen
     group = dist.new_group(backend="gloo", timeout=timeout)
+    signs = dist.new_group(backend="gloo", timeout=timeout)
     _compare(config, group)
-    return commands, group
+    return commands, group, signs
 
 
 def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:

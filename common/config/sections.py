@@ -158,7 +158,7 @@ class LearnerSection(Section):
     join_timeout_s: Seconds = operational(600.0)
     """How long a rank waits at the start for all others to come."""
     rank_timeout_s: Seconds = operational(600.0)
-    """How long a rank waits within a step for another one, which then counts as dead."""
+    """How long a rank waits within a step for another one, or between steps for a sign of rank 0, which then counts as dead."""
     tensor_parallel: Positive = operational(1)
     """Ranks over which every layer is divided, for a student too large for one device."""
     sequence_parallel: bool = operational(False)

@@ -84,3 +84,12 @@ def test_a_silent_rank_of_another_node_ends_the_learner_with_a_sentence(example)
             assert "a rank on another node is gone" in sentence(first, 1)
         finally:
             rank.kill()
+
+
+def test_a_first_node_that_stands_still_ends_the_others_with_a_sentence(example) -> None:
+    example.settings["learner.rank_timeout_s"] = 30
+    with roles_by_hand(example) as hand:
+        first, second = two_nodes_at_work(hand)
+        first.process.send_signal(signal.SIGSTOP)  # no connection breaks
+        assert "learner rank 1 died with exit code 1" in sentence(second, 1)
+        assert "rank 0" in second.said

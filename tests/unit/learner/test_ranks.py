@@ -51,7 +51,7 @@ else:
 def start(values, directory, program=PROGRAM, **ranks):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **ranks}
     command = [sys.executable, "-c", program, json.dumps(values), str(directory)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ranks_of(count, values, directory, program=PROGRAM):
