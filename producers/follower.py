@@ -12,7 +12,7 @@ import logging
 from common.bus.base import Bus
 from common.codec import decode
 from common.errors import OtherSchema, WeightsError, WireError
-from common.messages import Version, WeightManifest
+from common.messages import WeightManifest
 from common.pulse import Pulse
 from common.weights.base import WeightStore
 from producers.engines.base import Engine
@@ -29,7 +29,7 @@ class WeightsFollower:
         self._engine = engine
         self._pulse = pulse
         self._poll_s = poll_s
-        self._changed = asyncio.Condition()
+        self._news = asyncio.Event()
 
     async def run(self) -> None:
         """Follows the log for ever; the newest version that cannot be read is tried again as long as nothing newer comes."""
@@ -43,12 +43,14 @@ class WeightsFollower:
             if not unread:
                 self._pulse.set(obstacle="")
 
-    async def reached(self, version: Version) -> None:
-        """Waits until the engine's weights are at least `version`."""
-        if self._engine.version >= version:
-            return
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._engine.version >= version)
+    async def news(self) -> None:
+        """Waits for new weights or for `wake`, whichever comes first."""
+        await self._news.wait()
+
+    def wake(self) -> None:
+        """Whoever waits looks again: one event for all, because a whole batch of tickets may wait for the same version."""
+        self._news.set()
+        self._news.clear()
 
     async def _go_over(self, newest_first: list[bytes], told: bytes) -> bytes:
         """Returns the newest version that the store may yet give, or nothing. `told`: it was reported before."""
@@ -72,7 +74,6 @@ class WeightsFollower:
                 continue
             self._pulse.add(weight_updates=1)
             self._pulse.set(term=manifest.version.term, step=manifest.version.step)
-            async with self._changed:
-                self._changed.notify_all()
+            self.wake()
             return unread
         return unread

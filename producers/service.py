@@ -61,6 +61,7 @@ class Producer:
         async with asyncio.TaskGroup() as background:
             follow = background.create_task(self._follower.run(), name="weights follower")
             hand_off = background.create_task(self._hand_off_finished(), name="hand-off")
+            background.create_task(self._wake_the_waiting(), name="waiting tickets")
             async with asyncio.TaskGroup() as tickets:
                 await self._lease_until_stopped(tickets)
             await self._finished.join()
@@ -161,17 +162,16 @@ class Producer:
         """Or until it is told to stop, or has lost the lease."""
         worker = self._worker
         with worker.pulse.waiting("weights"):
-            async with asyncio.TaskGroup() as tasks:
-                reached = tasks.create_task(self._follower.reached(ticket.min_version), name="weights")
-                stopping = tasks.create_task(worker.stopping.wait(), name="stopping")
-                over = False
-                while not over and worker.keeper.holds(lease):
-                    done, _ = await asyncio.wait(
-                        (reached, stopping), timeout=worker.config.service.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    over = bool(done)
-                reached.cancel()
-                stopping.cancel()
+            while self._engine.version < ticket.min_version and worker.keeper.holds(lease) and not worker.stopping.is_set():
+                await self._follower.news()
+
+    async def _wake_the_waiting(self) -> None:
+        """At every heartbeat and at the order to stop: weights are not all that they wait for."""
+        worker = self._worker
+        while not worker.stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(worker.stopping.wait(), worker.config.service.heartbeat_s)
+            self._follower.wake()
 
     async def _hand_off_finished(self) -> None:
         while True:

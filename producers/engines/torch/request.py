@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from common.errors import Rejected
 from common.messages import Completion, Span, Ticket, Version
 from producers.engines.torch.loader import Student
@@ -56,6 +58,6 @@ def check_fits(ticket: Ticket, student: Student) -> None:
         raise Rejected("the prompt is empty")
     if prompt + new > student.context:
         raise Rejected(f"{prompt} prompt tokens and {new} new ones are too long for the student's context of {student.context}")
-    lowest, highest = int(ticket.prompt_ids.min()), int(ticket.prompt_ids.max())
-    if lowest < 0 or highest >= student.vocabulary:
-        raise Rejected(f"prompt id {lowest if lowest < 0 else highest} is outside the student's vocabulary of {student.vocabulary}")
+    if ticket.prompt_ids.view(np.uint32).max() >= student.vocabulary:  # unsigned, a negative id is a large one
+        outside = next(int(each) for each in ticket.prompt_ids if not 0 <= each < student.vocabulary)
+        raise Rejected(f"prompt id {outside} is outside the student's vocabulary of {student.vocabulary}")
