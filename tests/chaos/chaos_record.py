@@ -15,6 +15,8 @@ from chaos_trial import Trial
 ROLES = ("producer", "scorer", "learner")
 MOST_COLD_STARTS = 3.0
 POINTS = 0.02
+MOST_MISSES = 3
+"""A kind that was tried so often and never hit is not tested: its point has moved, or is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,17 @@ class Outcome:
             yield RoleRecovery(role, cold, len(times), statistics.median(seconds), max(seconds), min(bounds), late)
 
     @property
+    def missed(self) -> dict[str, int]:
+        """Kinds that found no occasion, and how often one was looked for."""
+        tried = sum((Counter(trial.tried) for trial in self.stormy), Counter[str]())
+        return {kind: times for kind, times in sorted(tried.items()) if not any(one.kind == kind for one in self.injected)}
+
+    @property
     def failures(self) -> list[str]:
         """In words; empty where every promise held."""
         wrong = [one for trial in (*self.calm, *self.stormy) for one in trial.failures]
         wrong += [f"{one.role}: {one.late} of {one.count} recoveries took longer than the bound" for one in self.recovery() if one.late]
+        wrong += [f"{kind}: tried {times} times, never hit" for kind, times in self.missed.items() if times >= MOST_MISSES]
         if self.difference is not None and abs(self.difference) > POINTS:
             wrong.append(f"pass@1 differs by {100 * self.difference:+.1f} points")
         return wrong
@@ -90,6 +99,9 @@ class Outcome:
         for kind in sorted(kinds):
             yield f"| {kind} | {kinds[kind]} | {survived[kind]} |"
         yield f"| **all** | **{kinds.total()}** | **{survived.total()}** |"
+        if self.missed:
+            yield ""
+            yield "Tried, without an occasion: " + ", ".join(f"{kind} {times}" for kind, times in self.missed.items()) + "."
         lost = sum((Counter(trial.replies_lost) for trial in self.stormy), Counter[str]())
         if lost:
             yield ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -42,6 +43,7 @@ class Storm:
     kinds: Collection[str] = ()  # all where empty
     ends: float = math.inf  # the time, on the monotonic clock, after which nothing more is begun
     injected: list[Injected] = field(default_factory=list)
+    tried: Counter[str] = field(default_factory=Counter)  # kind -> how often an occasion was looked for, found or not
     _busy: set[str] = field(default_factory=set)
     _under_way: int = 0
 
@@ -82,8 +84,9 @@ class Storm:
     async def _inject(self, fault: Fault, world: World, rng: Random) -> None:
         began = Injected(fault.kind, time.monotonic(), world.step)
         try:
-            if await fault.inject(world, rng):
+            if hit := await fault.inject(world, rng):
                 self.injected.append(began)
+            self.tried[fault.kind] += hit or not world.done
         except Unexpected as error:
             began.failure = str(error)
             self.injected.append(began)

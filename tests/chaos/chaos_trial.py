@@ -44,6 +44,7 @@ class Trial:
     seconds: float
     samples: Samples
     injected: list[Injected] = field(default_factory=list)
+    tried: Mapping[str, int] = field(default_factory=dict)  # kind -> how often an occasion for it was looked for
     refused: int = 0
     replies_lost: Mapping[str, int] = field(default_factory=dict)
     cold: Mapping[str, float] = field(default_factory=dict)
@@ -86,6 +87,7 @@ async def _trial(directory: Path, settings: Mapping[str, object], limit_s: float
             seconds=round(time.monotonic() - began, 1),
             samples=await asyncio.to_thread(account, world.run, world.command(world.server.url(world.server.port))),
             injected=storm.injected if storm else [],
+            tried=dict(storm.tried) if storm else {},
             refused=sum(world.refused.values()),
             replies_lost=dict(sum((line.lost for line in lines), Counter())),
             cold=world.cold,

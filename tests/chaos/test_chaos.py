@@ -5,8 +5,9 @@ from random import Random
 
 import pytest
 from chaos_line import SCRIPTS, calls
-from chaos_storm import Storm, every_fault
-from chaos_trial import stormy
+from chaos_record import Outcome
+from chaos_storm import Injected, Storm, every_fault
+from chaos_trial import Samples, Trial, stormy
 
 from common.bus.redis_client import _script
 
@@ -61,3 +62,14 @@ def test_the_short_storm_asks_for_faults_that_exist() -> None:
 def test_the_line_recognises_every_script_by_the_digest_that_the_product_sends() -> None:
     names = {path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude"}
     assert {digest: name for name in names for digest in [_script(name)[1]]} == calls()
+
+
+def test_a_point_that_is_never_reached_fails_the_storm_and_is_told() -> None:
+    samples = Samples(finished=True, audited=True, audit="")
+    hit = [Injected("scorer: killed", 0.0, 1, survived=True)]
+    tries = {"scorer: killed": 4, "learner: killed at nowhere": 2}
+    trials = [Trial(name, 1.0, samples, hit, tries) for name in ("one", "two")]
+    assert Outcome([], trials[:1], 3.0).failures == []
+    outcome = Outcome([], trials, 3.0)
+    assert outcome.failures == ["learner: killed at nowhere: tried 4 times, never hit"]
+    assert "Tried, without an occasion: learner: killed at nowhere 4." in str(outcome)
