@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-weights bench-staleness bench-scaling test-gpu bench-gpu soak example-models docs
+.PHONY: help setup check test test-all chaos fuzz demo bench bench-peer bench-plan bench-weights bench-staleness bench-scaling bench-standin test-gpu bench-gpu soak example-models docs
 .PHONY: constraints
 
 help: ## list the targets
@@ -64,6 +64,9 @@ bench-plan: setup ## what `reflux plan` says beside real runs (ten minutes; docs
 
 bench-weights: setup ## weight versions in full against deltas: bytes and times, synthetic and on a real run
 	$(BIN)/python -m benchmarks.weights $(ARGS)
+
+bench-standin: setup ## the whole example through stand-in SGLang servers beside the torch run: pass@1 and seconds (docs/engines.md)
+	$(BIN)/python -m benchmarks.standin $(ARGS)
 
 bench-gpu: setup ## on a machine with CUDA: tokens/s, MFU and peak memory of the three stages with random Qwen3 models of 1.7 and 4 B
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

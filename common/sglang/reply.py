@@ -68,6 +68,11 @@ def parse_scores(reply: Any, request: GenerateRequest, vocabulary: int) -> Score
     return Scored(logprobs, ids, tops)
 
 
+def tells_flat(reply: Any) -> bool:
+    """Whether the top ids of a reply that was parsed came as flat arrays."""
+    return "input_top_logprobs_shape" in reply["meta_info"]
+
+
 def parse_sampled(reply: Any, request: GenerateRequest, vocabulary: int) -> Sampled:
     """Of a request that samples."""
     meta = _meta(reply)

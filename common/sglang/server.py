@@ -2,7 +2,7 @@
 
 CallFailed
 ├── NotSent        nobody accepted the connection: the request did no harm and had none done to it
-├── Busy           503, the queue is full
+├── Busy           503, the queue is full; 429, somebody in between says so
 ├── Refused        4xx: the server looked at the request and declined
 ├── Unanswered     the connection broke, no reply came in time, or it was a 5xx: this request may have been the reason
 └── Lost           a reply that is no JSON, or longer than a true one can be: it is not read to its end
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any  # JSON
@@ -23,6 +24,8 @@ import aiohttp
 from common.errors import ConfigError, RefluxError
 from common.sglang.budget import Budget
 from common.sglang.keys import Keys
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 3.0  # SGLang closes after 5
 INFO_DEADLINE_S = 5.0
@@ -86,6 +89,7 @@ class Server:
         self.failures = 0  # in a row
         self.ask_again_at = 0.0
         self.changing = asyncio.Lock()  # held while it is probed or its weights change
+        self.abilities: dict[str, bool] = {}
         self._keys = keys
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -122,6 +126,24 @@ class Server:
         except (CallFailed, ConfigError):
             return ""
         return str(said.get("version") or "") if isinstance(said, dict) else ""
+
+    async def knows(self, path: str) -> bool:
+        """Whether its version has GET `path`."""
+        try:
+            await self.call("GET", path, deadline_s=INFO_DEADLINE_S)
+        except Busy:
+            return True
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    def saw(self, ability: str, there: bool) -> None:
+        """Versions differ in it; the log says so once, and when it changes: the server was started anew."""
+        if self.abilities.get(ability) is not there:
+            self.abilities[ability] = there
+            log.info("what a server can do", extra={"server": self.url, "ability": ability, "there": there})
 
     async def call(
         self,
@@ -181,7 +203,7 @@ class Server:
             raise ConfigError(
                 f"{self.url}{path} refuses the key: name the file or variable with the right one (api_key_file, admin_key_file)"
             )
-        if status == 503:
+        if status in {429, 503}:
             raise Busy(f"{self.url} has a full queue")
         if 300 <= status < 500:
             raise Refused(status, f"{self.url}{path} answered {status}: {_message(text)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from router import router
 from stand_in import stand_in
 
 from common.config import parse_config
@@ -49,27 +50,42 @@ async def torch_teacher(directory: Path) -> AsyncIterator[Teacher]:
 
 
 @asynccontextmanager
-async def sglang_teacher(directory: Path) -> AsyncIterator[Teacher]:
+async def asked_at(directory: Path, *urls: str) -> AsyncIterator[Teacher]:
     from scorers.teachers import open_teacher
 
+    config = parse_config(
+        {
+            "run": {"name": "r"},
+            "model": {"student": str(directory)},
+            "teachers": {"t": {"path": str(directory), "kind": "sglang", "urls": list(urls), "top_k": TOP_K}},
+            "data": {"prompts": "p"},
+            "evaluation": {"prompts": 0},
+        }
+    )
+    teacher = open_teacher(config, "t", Pulse())
+    yield teacher
+    await teacher.aclose()
+
+
+@asynccontextmanager
+async def sglang_teacher(directory: Path) -> AsyncIterator[Teacher]:
     save_model(directory)
-    async with stand_in(directory) as one, stand_in(directory) as two:
-        section = {"path": str(directory), "kind": "sglang", "urls": [one.url, two.url], "top_k": TOP_K}
-        config = parse_config(
-            {
-                "run": {"name": "r"},
-                "model": {"student": str(directory)},
-                "teachers": {"t": section},
-                "data": {"prompts": "p"},
-                "evaluation": {"prompts": 0},
-            }
-        )
-        teacher = open_teacher(config, "t", Pulse())
+    async with stand_in(directory) as one, stand_in(directory) as two, asked_at(directory, one.url, two.url) as teacher:
         yield teacher
-        await teacher.aclose()
 
 
-ADAPTERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Teacher]]] = {"torch": torch_teacher, "sglang": sglang_teacher}
+@asynccontextmanager
+async def routed_teacher(directory: Path) -> AsyncIterator[Teacher]:
+    save_model(directory)
+    async with stand_in(directory) as one, stand_in(directory) as two, router(one.url, two.url) as url, asked_at(directory, url) as teacher:
+        yield teacher
+
+
+ADAPTERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Teacher]]] = {
+    "torch": torch_teacher,
+    "sglang": sglang_teacher,
+    "router": routed_teacher,
+}
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -139,9 +155,10 @@ async def test_no_rollouts_give_no_scores(teacher: Teacher) -> None:
     assert await teacher.score([]) == []
 
 
-async def test_servers_give_the_torch_teachers_log_probabilities(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["sglang", "router"])
+async def test_servers_give_the_torch_teachers_log_probabilities(way: str, tmp_path: Path) -> None:
     rollouts = mixed_rollouts()
-    async with torch_teacher(tmp_path) as here, sglang_teacher(tmp_path) as there:
+    async with torch_teacher(tmp_path) as here, ADAPTERS[way](tmp_path) as there:
         ours, theirs = await here.score(rollouts), await there.score(rollouts)
         assert here.digest == there.digest
     for one, other in zip(ours, theirs, strict=True):

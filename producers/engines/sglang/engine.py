@@ -79,6 +79,7 @@ class SglangEngine:
             except BadReply as error:
                 raise Rejected(f"{server.url}: {error}") from None
             if sampled.finish != "abort":
+                server.saw("versions per token", bool(sampled.spans))
                 return Completion(sampled.ids, sampled.logprobs, self._spans(sampled, oldest), sampled.finish)
         raise Rejected(f"{server.url} aborted it {_MOST_ABORTS} times: somebody else aborts requests on this server")
 

@@ -37,6 +37,7 @@ class PoolWeights:
     async def prepare(self, server: Server, info: ModelInfo) -> None:
         """For a server that comes into rotation: it may have been started anew, or hold another run's weights."""
         if info.weight_version == self._target.label:
+            await self._go_on(server)
             self._held[server.url] = self._target
         else:
             await self._change(server, self._target)
@@ -66,7 +67,7 @@ class PoolWeights:
         paused = await self._pause(server)
         try:
             body = {"model_path": str(target.directory), "weight_version": target.label, "flush_cache": True}
-            said = await self._control(server, "/update_weights_from_disk", body, self._deadline_s)
+            said = await self._update(server, body)
             if not isinstance(said, dict) or said.get("success") is not True:
                 raise Lost(f"{server.url} did not say that it has taken them")
         finally:
@@ -80,22 +81,41 @@ class PoolWeights:
         log.info("server has new weights", extra={"server": server.url, "label": target.label})
 
     async def _pause(self, server: Server) -> bool:
-        """False: its version knows no pause, and waits by itself until nothing is in flight."""
-        try:
+        """False: before 0.5.21, which is when /ready came, requests that go back to the queue may take the server down with them, and older
+        ones know no such pause. They wait by themselves until nothing is in flight."""
+        retracts = await server.knows("/ready")
+        server.saw("pause by retraction", retracts)
+        if retracts:
             await self._control(server, "/pause_generation", {"mode": "retract"})
+        return retracts
+
+    async def _go_on(self, server: Server) -> None:
+        """Whoever changed its weights before may have died, or not been heard, between pause and continue; /model_info does not tell."""
+        try:
+            await self._control(server, "/continue_generation", {})
         except Refused as error:
             if error.status != 404:
                 raise
-            return False
-        return True
+
+    async def _update(self, server: Server, body: dict[str, Any]) -> Any:
+        try:
+            return await self._control(server, "/update_weights_from_disk", body, self._deadline_s)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            raise Lost(
+                f"{server.url} cannot change its weights (404): name the servers themselves in producer.urls, not their router"
+            ) from None
 
     async def _compare(self, server: Server, target: Target) -> None:
         """With the other servers of as many ranks, where checksums are offered."""
         try:
             said = await self._control(server, "/weights_checker", {"action": "checksum"})
         except Refused:
-            return
-        if not isinstance(said, dict) or not said.get("per_engine_checksum"):
+            said = None
+        offered = isinstance(said, dict) and bool(said.get("per_engine_checksum"))
+        server.saw("checksums", offered)
+        if not offered:
             return
         key = f"{target.label} on {len(said.get('ranks') or [])}"
         total = str(said["per_engine_checksum"])

@@ -15,7 +15,7 @@ import numpy as np
 from common.errors import Rejected
 from common.messages import Floats, Ids, Rollout, TeacherScore
 from common.sglang.pool import ServerPool
-from common.sglang.reply import BadReply, Scored, parse_scores
+from common.sglang.reply import BadReply, Scored, parse_scores, tells_flat
 from common.sglang.request import GenerateRequest
 from common.sglang.shape import ModelShape
 from scorers.teachers.verdict import RawScores, judge
@@ -60,6 +60,7 @@ class SglangTeacher:
         try:
             server, reply = await self._pool.ask(request)
             raw = self._raw(parse_scores(reply, request, self._shape.vocabulary))
+            server.saw("flat top ids", tells_flat(reply))
         except BadReply as error:
             return Rejected(f"teacher {self._name} at {server.url}: {error}")
         except Rejected as error:
