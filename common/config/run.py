@@ -141,6 +141,12 @@ class RunConfig(Section):
                 f"learner.context_parallel = {learner.context_parallel}: ranks cannot share a sequence (that needs Transformer Engine's "
                 "attention, which the learner does not divide yet); set it to 1, and divide by tensor_parallel with sequence_parallel"
             )
+        stage = learner.ranks // learner.pipeline_parallel
+        if stage % learner.expert_parallel:
+            raise ValueError(
+                f"learner.expert_parallel = {learner.expert_parallel} cannot divide the {stage} ranks of a stage into equal groups: "
+                "make learner.ranks / learner.pipeline_parallel a multiple of it"
+            )
         if learner.sequence_parallel and learner.tensor_parallel == 1:
             raise ValueError("learner.sequence_parallel = true divides what tensor-parallel ranks share: set learner.tensor_parallel too")
         return self

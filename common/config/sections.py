@@ -167,6 +167,8 @@ class LearnerSection(Section):
     """Stages, of as many layers each as possible, that work on different micro-batches at once."""
     context_parallel: Positive = operational(1)
     """Ranks that share one sequence: not there, so anything but 1 is refused."""
+    expert_parallel: Positive = operational(1)
+    """Ranks of a stage over which the experts of each layer are divided, each of them whole on one; for a student that has experts."""
     recompute: bool = operational(False)
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)

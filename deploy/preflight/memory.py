@@ -14,12 +14,17 @@ _PROCESS = 600 << 20
 """Python with torch and Megatron-core."""
 
 
+def in_experts(a: Architecture) -> int:
+    """How many of the model's numbers the experts have."""
+    return 3 * a.hidden * a.experts.intermediate * a.experts.count * len(a.experts.layers) if a.experts else 0
+
+
 def parameters(a: Architecture) -> int:
     """How many numbers the model has."""
     attention = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
     mlp = 3 * a.hidden * a.intermediate
-    experts = len(a.experts.layers) * (a.experts.count * (3 * a.hidden * a.experts.intermediate + a.hidden) - mlp) if a.experts else 0
-    return a.layers * (attention + mlp + 2 * a.hidden) + experts + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
+    routers = len(a.experts.layers) * (a.experts.count * a.hidden - mlp) if a.experts else 0
+    return a.layers * (attention + mlp + 2 * a.hidden) + in_experts(a) + routers + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
 
 
 def learner_bytes(config: RunConfig, a: Architecture) -> int:
@@ -28,8 +33,10 @@ def learner_bytes(config: RunConfig, a: Architecture) -> int:
     inner = max(a.intermediate, a.experts.chosen * (a.experts.intermediate + a.hidden) if a.experts else 0)
     layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * inner + 4 * a.head_dim * (a.heads + a.kv_heads)
     tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
-    shares = learner.tensor_parallel * learner.pipeline_parallel
-    return (_STATE * parameters(a) + tokens * a.layers * layer * _FLOAT) // shares + _LOGITS + _PROCESS
+    stages, tensor = learner.pipeline_parallel, learner.tensor_parallel
+    divided = learner.expert_parallel if learner.expert_parallel > 1 else tensor
+    state = _STATE * ((parameters(a) - in_experts(a)) // tensor + in_experts(a) // divided)
+    return (state + tokens * a.layers * layer * _FLOAT // tensor) // stages + _LOGITS + _PROCESS
 
 
 def memory_here() -> tuple[int, str]:

@@ -1,8 +1,8 @@
 """A trainer's state on disk, through Megatron's dist_checkpointing.
 
 Guarantees: what `load_state` finds is model, optimizer (master weights, moments, step counts), random stream and the caller's
-own numbers as they were at `snapshot`, whatever was trained between that and `write`; another number of data- or
-tensor-parallel ranks loads them too. The directory is complete when `metadata.json` is in it.
+own numbers as they were at `snapshot`, whatever was trained between that and `write`; ranks in another layout load them
+too. The directory is complete when `metadata.json` is in it.
 
 Megatron's own writers start processes: a server for each save, which costs seconds, and for an asynchronous one a fork of this
 process, whose threads may hold locks at that moment. Torch's own writer makes the same files in a thread.
@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 from learner.megatron.adamw import GroupStepAdamW
 
 _State = dict[str, Any]  # Megatron's nested dictionaries
+_DENSE = "optimizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Snapshot:
 
 def snapshot(student: torch.nn.Module, optimizer: MegatronOptimizer, numbers: dict[str, int], *, copied: bool) -> Snapshot:
     """Every rank calls it. What is not copied must be written before the next step."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer).values():
         if isinstance(part.optimizer, GroupStepAdamW):
             part.optimizer.materialise()
     with _only_new_garbage():
@@ -98,7 +99,8 @@ def load_state(directory: Path, student: torch.nn.Module, optimizer: MegatronOpt
     state = dist_checkpointing.load(_state(student, optimizer, loading=True), str(directory))
     with torch.no_grad():
         student.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in _parts(optimizer).items():
+            part.load_state_dict(state[name] if name == _DENSE else _with_common(state[name], part, state[_DENSE]))
     torch.set_rng_state(state["random"])
     numbers: dict[str, int] = state["numbers"]
     return numbers
@@ -109,14 +111,24 @@ def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _Sta
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    state = {"model": student.sharded_state_dict(metadata=metadata), "random": _random_stream()}
+    for name, part in _parts(optimizer).items():
         _find_what_is_gathered(part)
-    model = student.sharded_state_dict(metadata=metadata)
-    return {
-        "model": model,
-        "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
-        "random": _random_stream(),
-    }
+        state[name] = part.sharded_state_dict(state["model"], is_loading=loading, metadata=metadata)
+    return state
+
+
+def _parts(optimizer: MegatronOptimizer) -> dict[str, Any]:
+    """Experts that are divided over ranks have an optimizer of their own, and no other state on disk for it."""
+    return dict(zip((_DENSE, "optimizer_of_experts"), getattr(optimizer, "chained_optimizers", [optimizer]), strict=False))
+
+
+def _with_common(state: _State, part: Any, dense: _State) -> _State:
+    """What is not of one parameter is the other optimizer's too: a file of ranks that held all experts has it once."""
+    common: _State = part.state_dict()
+    for group in common["optimizer"]["param_groups"]:
+        group["step"] = dense["optimizer"]["param_groups"][0]["step"]
+    return common | {key: dense[key] for key in dense.keys() - {"optimizer", "param_state"}} | {"param_state": state["param_state"]}
 
 
 def _find_what_is_gathered(optimizer: Any) -> None:

@@ -13,6 +13,8 @@ What is rewritten, and why:
 - `x.cuda()`: optimizer state is moved to the device before ranks gather it for a checkpoint, and the embedding before two stages share it;
 - `torch.cuda.manual_seed`, `torch.cuda.get_rng_state` and the two functions in `_BODIES`: Megatron forks the device's
   random stream for parallel dropout and replays it when it recomputes activations; here the CPU's stream is the device's;
+- `torch.cuda.Stream` and `_maybe_dtoh_and_synchronize`: the counts that expert-parallel ranks exchange are copied to the host on a stream
+  of their own; here they are there already;
 - `torch.compile` in Megatron's `jit`: decorators of fused kernels, which only configurations for CUDA call, load the whole
   compiler at import, 2 s of CPU in every process.
 """
@@ -42,16 +44,19 @@ _MODULES = frozenset(
         "tensor_parallel.layers",
         "tensor_parallel.mappings",
         "tensor_parallel.random",
+        "transformer.moe.token_dispatcher",
         "utils",
     )
 )
 _LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
-_CALLS = {"torch.cuda.current_device": "'cpu'", "torch.cuda.synchronize": "None"}
+_CALLS = {"torch.cuda.current_device": "'cpu'", "torch.cuda.synchronize": "None", "torch.cuda.Stream": "None"}
 _CALLEES = {"torch.cuda.manual_seed": "torch.manual_seed", "torch.cuda.get_rng_state": "torch.get_rng_state"}
 _VALUES = {"torch.compile": "noop_decorator"}
 _BODIES = {
     "_get_cuda_rng_state": "return torch.get_rng_state()",
     "_set_cuda_rng_state": "torch.set_rng_state(new_state)",
+    "_maybe_dtoh_and_synchronize": "self.input_splits, self.output_splits = (list(map(int, sizes)) "
+    "for sizes in (self.input_splits, self.output_splits)); return tokens_per_expert",
 }
 
 

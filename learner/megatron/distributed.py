@@ -28,7 +28,15 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeout_s: float, join_timeout_s: float = 600.0) -> None:
+def start(
+    *,
+    tensor_parallel: int,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    seed: int,
+    timeout_s: float,
+    join_timeout_s: float = 600.0,
+) -> None:
     """Join the group and divide it; a group that an earlier trainer of this process left behind is an error."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size % (tensor_parallel * pipeline_parallel):
@@ -43,7 +51,7 @@ def start(*, tensor_parallel: int, pipeline_parallel: int = 1, seed: int, timeou
         _join(backend, size, timeout, dt.timedelta(seconds=join_timeout_s))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    _divide(tensor_parallel, pipeline_parallel, alone=size == 1 and backend == "gloo", timeout_s=timeout_s)
+    _divide(tensor_parallel, pipeline_parallel, expert_parallel, alone=size == 1 and backend == "gloo", timeout_s=timeout_s)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
@@ -75,7 +83,7 @@ def _listen(host: str, port: int) -> int:
         raise ConfigError(f"rank 0 cannot listen at {host}:{port} ({error}): give an address of this machine and a free port") from None
 
 
-def _divide(tensor_parallel: int, pipeline_parallel: int, *, alone: bool, timeout_s: float) -> None:
+def _divide(tensor_parallel: int, pipeline_parallel: int, expert_parallel: int, *, alone: bool, timeout_s: float) -> None:
     """Make Megatron's groups. A process that is alone is each of them itself: every group of gloo's has three threads, and one of them
     wakes a hundred times a second, which for twenty groups costs 2 % of a core."""
     create_group = parallel_state.create_group
@@ -85,6 +93,8 @@ def _divide(tensor_parallel: int, pipeline_parallel: int, *, alone: bool, timeou
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel,
             pipeline_model_parallel_size=pipeline_parallel,
+            expert_model_parallel_size=expert_parallel,
+            expert_tensor_parallel_size=1 if expert_parallel > 1 else None,
             distributed_timeout_minutes=timeout_s / 60,  # Megatron's groups have their own
         )
     finally:

@@ -7,7 +7,7 @@ no position of a rotary dimension moves, because Megatron without interleaving r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -38,6 +38,7 @@ class Rule:
     megatron: str
     hugging_face: tuple[str, ...]
     layout: Layout
+    alone: bool = False  # of an expert that one rank holds, whatever tensor-parallel ranks divide
 
 
 def rules(architecture: Architecture, *, fused_norms: bool, stage: Stage | None = None) -> Iterator[Rule]:
@@ -49,7 +50,7 @@ def rules(architecture: Architecture, *, fused_norms: bool, stage: Stage | None 
     if stage.first:
         yield Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
     for place, index in enumerate(stage.layers):
-        yield from _layer_rules(architecture, place, index, fused_norms=fused_norms)
+        yield from _layer_rules(architecture, place, index, stage.experts, fused_norms=fused_norms)
     if not stage.last:
         return
     yield Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Layout.REPLICATED)
@@ -59,7 +60,7 @@ def rules(architecture: Architecture, *, fused_norms: bool, stage: Stage | None 
         yield Rule("output_layer.weight", ("model.embed_tokens.weight",), Layout.VOCABULARY)
 
 
-def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_norms: bool) -> Iterator[Rule]:
+def _layer_rules(architecture: Architecture, place: int, index: int, here: range | None, *, fused_norms: bool) -> Iterator[Rule]:
     ours, theirs = f"decoder.layers.{place}", f"model.layers.{index}"
     attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
     input_norm = f"{attention}.linear_qkv.layer_norm_weight" if fused_norms else f"{ours}.input_layernorm.weight"
@@ -78,8 +79,9 @@ def _layer_rules(architecture: Architecture, place: int, index: int, *, fused_no
         yield from _mlp_rules(mlp, f"{theirs}.mlp")
         return
     yield Rule(f"{mlp}.router.weight", (f"{theirs}.mlp.gate.weight",), Layout.REPLICATED)
-    for expert in range(experts):
-        yield from _mlp_rules(f"{mlp}.experts.local_experts.{expert}", f"{theirs}.mlp.experts.{expert}")
+    for local, expert in enumerate(here or range(experts)):
+        for rule in _mlp_rules(f"{mlp}.experts.local_experts.{local}", f"{theirs}.mlp.experts.{expert}"):
+            yield replace(rule, alone=here is not None)
 
 
 def _mlp_rules(ours: str, theirs: str) -> Iterator[Rule]:

@@ -7,6 +7,7 @@ weight, not a call: log-probabilities are taken from it in chunks (logprobs.py).
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from learner.megatron.microbatch import MicroBatch
 from learner.megatron.norm import RMSNorm
 from learner.megatron.router import Router
 from learner.megatron.rows import take_rows
-from learner.megatron.stages import Stage, megatron_layout, stages
+from learner.megatron.stages import Stage, experts_of, megatron_layout, stages
 from learner.megatron.swiglu import SwiGLU
 from learner.training import TrainerSettings
 
@@ -78,7 +79,7 @@ class Student(GPTModel):  # type: ignore[misc]
 
 
 def build_student(
-    architecture: Architecture, settings: TrainerSettings, *, dtype: torch.dtype, stage_index: int = 0
+    architecture: Architecture, settings: TrainerSettings, *, dtype: torch.dtype, stage_index: int = 0, expert_rank: int = 0
 ) -> tuple[Student, TransformerConfig]:
     """An uninitialised student, or a stage of it, for this rank; ConfigError where the sizes cannot be divided."""
     size = settings.tensor_parallel
@@ -86,7 +87,11 @@ def build_student(
         raise ConfigError(f"{architecture.kv_heads} key/value heads cannot be divided over {size} tensor-parallel ranks")
     if architecture.experts and size > 1 and not settings.sequence_parallel:
         raise ConfigError("a model with experts is divided over tensor-parallel ranks by tokens too: set learner.sequence_parallel = true")
+    if not architecture.experts and settings.expert_parallel > 1:
+        raise ConfigError(f"a {architecture.family} student has no experts to divide over ranks: set learner.expert_parallel = 1")
     stage = stages(architecture.layers, settings.pipeline_parallel)[stage_index]
+    if architecture.experts and settings.expert_parallel > 1:
+        stage = replace(stage, experts=experts_of(architecture.experts.count, expert_rank, settings.expert_parallel))
     config = _configuration(architecture, settings, dtype)
     student = Student(
         config=config,
@@ -144,7 +149,6 @@ def _configuration(architecture: Architecture, settings: TrainerSettings, dtype:
         attention_dropout=0.0,
         tensor_model_parallel_size=settings.tensor_parallel,
         sequence_parallel=settings.sequence_parallel,
-        **_pipeline(architecture.layers, settings.pipeline_parallel),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -153,14 +157,15 @@ def _configuration(architecture: Architecture, settings: TrainerSettings, dtype:
         calculate_per_token_loss=True,
         apply_rope_fusion=has_transformer_engine(),
         **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if settings.recompute else {}),
-        **_experts(architecture.experts),
+        **_pipeline(architecture.layers, settings.pipeline_parallel)
+        | _experts(architecture.experts, architecture.layers, settings.expert_parallel),
     )
-    if architecture.experts:
+    if architecture.experts and settings.expert_parallel == 1:
         config.moe_token_dispatcher_type = "allgather"  # noqa: S105 - all ranks of a layer have as many tokens, as it needs
     return config
 
 
-def _experts(experts: Experts | None) -> dict[str, Any]:
+def _experts(experts: Experts | None, layers: int, ranks: int) -> dict[str, Any]:
     """Of Megatron's configuration. No loss for balance: the student is to agree with its teacher, whichever experts that takes."""
     if experts is None:
         return {}
@@ -170,6 +175,9 @@ def _experts(experts: Experts | None) -> dict[str, Any]:
         "moe_router_topk": experts.chosen,
         "moe_router_pre_softmax": not experts.normalised,
         "moe_router_load_balancing_type": "none",
+        **({} if len(experts.layers) == layers else {"moe_layer_freq": [int(index in experts.layers) for index in range(layers)]}),
+        **({"expert_model_parallel_size": ranks, "expert_tensor_parallel_size": 1} if ranks > 1 else {}),
+        "moe_token_dispatcher_type": "alltoall",  # ranks that exchange tokens have their own numbers of them
     }
 
 

@@ -78,6 +78,7 @@ class MegatronTrainer:
         distributed.start(
             tensor_parallel=settings.tensor_parallel,
             pipeline_parallel=settings.pipeline_parallel,
+            expert_parallel=settings.expert_parallel,
             seed=settings.seed,
             timeout_s=settings.timeout_s,
             join_timeout_s=settings.join_timeout_s,
@@ -122,8 +123,6 @@ class MegatronTrainer:
 
     def export(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The student as Hugging Face tensors on the CPU of global rank 0; empty dict elsewhere."""
-        if self.data_parallel[0]:
-            return {}
         return export_weights(
             self._parts.student,
             self._parts.architecture,
@@ -132,6 +131,9 @@ class MegatronTrainer:
             dtype=dtype,
             stage=self._parts.student.stage,
             pipeline=parallel_state.get_pipeline_model_parallel_group(),
+            experts=parallel_state.get_expert_model_parallel_group(),
+            first=not parallel_state.get_data_parallel_rank(with_context_parallel=True),
+            first_of_experts=not parallel_state.get_expert_data_parallel_rank(),
         )
 
     @quiet()
@@ -198,6 +200,7 @@ def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
         settings,
         dtype=_dtype(settings),
         stage_index=parallel_state.get_pipeline_model_parallel_rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
     )
     student.to(distributed.device())
     load_weights(

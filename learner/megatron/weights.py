@@ -42,7 +42,8 @@ def load_weights(
         _compare_names(rules(architecture, fused_norms=fused_norms), tensors.keys(), architecture, directory)
         for rule in table:
             parts = [tensors[name].get_tensor(name) for name in rule.hugging_face]
-            share = split(rule, parts, architecture, rank=group.rank(), size=group.size())
+            rank, size = (0, 1) if rule.alone else (group.rank(), group.size())
+            share = split(rule, parts, architecture, rank=rank, size=size)
             if share.shape != parameters[rule.megatron].shape:
                 raise ConfigError(f"{directory}: the shape of {rule.hugging_face[0]} disagrees with config.json")
             parameters[rule.megatron].copy_(share)
@@ -57,33 +58,44 @@ def export_weights(
     dtype: torch.dtype,
     stage: Stage | None = None,
     pipeline: dist.ProcessGroup | None = None,
+    experts: dist.ProcessGroup | None = None,
+    first: bool = True,
+    first_of_experts: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """Hugging Face tensors on the CPU, gathered on the group's first rank of the first stage; the others get an empty dict."""
+    """Hugging Face tensors on the CPU, gathered on the first rank of each group; the others get an empty dict.
+
+    `first`: no replica before this one has the same layers; `first_of_experts`: nor the same experts, where ranks of the group `experts`
+    hold different ones.
+    """
     parameters = dict(model.named_parameters())
     exported: dict[str, torch.Tensor] = {}
     for rule in rules(architecture, fused_norms=fused_norms, stage=stage):
         if rule.hugging_face == (_EMBEDDING,) and stage is not None and not stage.first:
             continue  # the copy that the last stage keeps
-        shards = _gather(parameters[rule.megatron].detach().to(dtype), group)
+        if not (first_of_experts if rule.alone else first):
+            continue
+        own = parameters[rule.megatron].detach().to(dtype)
+        shards = [own] if rule.alone else _gather(own, group)
         for name, tensor in join(rule, shards, architecture).items() if shards else ():
             exported[name] = tensor.to("cpu", memory_format=torch.contiguous_format, copy=True)
-    if pipeline is None or pipeline.size() == 1 or group.rank():
-        return exported
-    return _from_all_stages(exported, pipeline, dtype)
+    for others, taking_part in ((experts, first_of_experts), (pipeline, first and not group.rank())):
+        if others is not None and others.size() > 1 and taking_part:
+            exported = _from_all(exported, others, dtype)
+    return exported
 
 
-def _from_all_stages(own: dict[str, torch.Tensor], pipeline: dist.ProcessGroup, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The first stage receives from the others, one tensor after the other; those end with nothing."""
-    shapes: list[dict[str, torch.Size]] = [{} for _ in range(pipeline.size())]
-    dist.all_gather_object(shapes, {name: tensor.shape for name, tensor in own.items()}, group=pipeline)
-    if pipeline.rank():
+def _from_all(own: dict[str, torch.Tensor], group: dist.ProcessGroup, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The first rank receives from the others, one tensor after the other; those end with nothing."""
+    shapes: list[dict[str, torch.Size]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(shapes, {name: tensor.shape for name, tensor in own.items()}, group=group)
+    if group.rank():
         for tensor in own.values():
-            dist.send(tensor.to(device()), group=pipeline, group_dst=0)
+            dist.send(tensor.to(device()), group=group, group_dst=0)
         return {}
-    for index in range(1, pipeline.size()):
+    for index in range(1, group.size()):
         for name, shape in shapes[index].items():
             tensor = torch.empty(shape, dtype=dtype, device=device())
-            dist.recv(tensor, group=pipeline, group_src=index)
+            dist.recv(tensor, group=group, group_src=index)
             own[name] = tensor.cpu()
     return own
 

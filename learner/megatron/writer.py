@@ -21,7 +21,10 @@ class Writer:
     """Every rank has one, and gives it the same work in the same order."""
 
     def __init__(self, *, timeout_s: float, pulse: Pulse) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=timeout_s))
+        alone = dist.get_world_size() == 1 and dist.get_backend() == "gloo"  # then there is nobody to tell, and a group costs threads
+        group = dist.group.WORLD if alone else dist.new_group(backend="gloo", timeout=dt.timedelta(seconds=timeout_s))
+        assert group is not None
+        self._group: dist.ProcessGroup = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pulse = pulse
         self._last: Future[None] | None = None

@@ -89,15 +89,25 @@ def outcome(process):
         (4, {"tensor_parallel": 2, "sequence_parallel": True}),
         (4, {"tensor_parallel": 2, "pipeline_parallel": 2}),
         (4, {"pipeline_parallel": 2}),
+        (2, {"expert_parallel": 2}),
     ],
     ids=str,
 )
 def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks, layout):
     transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen3Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} if "expert_parallel" in layout else {}
+    config = transformers.AutoConfig.for_model(
+        "qwen3_moe" if experts else "qwen3",
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        **experts,
     )
-    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "student")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "student")
     values = values_of(tmp_path)
     for step, seqs in enumerate(BATCHES, 1):
         (tmp_path / f"{step}.rec").write_bytes(encode(record_from(1, step, seqs, spans=((1, 0, 2 + step),))))

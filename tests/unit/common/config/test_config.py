@@ -173,6 +173,12 @@ def test_context_parallel_is_refused_with_what_to_set_instead() -> None:
         parse_config(values(learner={"ranks": 2, "context_parallel": 2}))
 
 
+def test_experts_that_the_ranks_of_a_stage_cannot_share_are_refused() -> None:
+    parse_config(values(learner={"ranks": 8, "pipeline_parallel": 2, "expert_parallel": 4}))
+    with pytest.raises(ConfigError, match=r"learner\.expert_parallel = 4 cannot divide the 2 ranks of a stage .* a multiple of it"):
+        parse_config(values(learner={"ranks": 4, "pipeline_parallel": 2, "expert_parallel": 4}))
+
+
 def test_sequence_parallel_without_tensor_parallel_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"set learner\.tensor_parallel too"):
         parse_config(values(learner={"sequence_parallel": True}))

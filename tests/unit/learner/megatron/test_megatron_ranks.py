@@ -55,6 +55,7 @@ TWO = [
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"tied": False}),
     ({"pipeline_parallel": 2}, {"layers": 3, "vocabulary": VOCABULARY + 1}),
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
+    ({"expert_parallel": 2}, {"family": "qwen3_moe", "shape": {"mlp_only_layers": [0]}}),
 ]
 FOUR = [
     ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe", "layers": 3}),
@@ -63,6 +64,9 @@ FOUR = [
     ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"tied": False}),
     ({"pipeline_parallel": 2}, {"tied": False}),
     ({"pipeline_parallel": 4}, {"layers": 5}),
+    ({"expert_parallel": 2}, {"family": "qwen3_moe", "tied": False}),
+    ({"expert_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
+    ({"expert_parallel": 2, "pipeline_parallel": 2}, {"family": "qwen3_moe", "layers": 3}),
 ]
 
 
@@ -96,18 +100,19 @@ def test_ranks_find_the_losses_and_weights_of_one(
 
 
 WAYS = [  # of a checkpoint: from one process through two in each of these layouts, and back to one
-    ({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {}),
-    ({"tensor_parallel": 2}, {}, {"tensor_parallel": 2}),
+    ("qwen3", ({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {})),
+    ("qwen3", ({"tensor_parallel": 2}, {}, {"tensor_parallel": 2})),
+    ("qwen3_moe", ({"expert_parallel": 2}, {}, {"expert_parallel": 2})),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("family", "way"), WAYS, ids=str)
 def test_a_checkpoint_goes_from_layout_to_layout(
-    way: tuple[dict[str, int], ...], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+    family: str, way: tuple[dict[str, int], ...], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
 ) -> None:
-    student, state = make_student("qwen3", layers=3), tmp_path / "alone"
+    student, state = make_student(family, layers=3), tmp_path / "alone"
     trainer = make_trainer(student)
     for step in range(rank_program.STEPS):
         if step == rank_program.SAVED:
