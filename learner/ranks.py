@@ -129,6 +129,7 @@ def settings(config: RunConfig) -> TrainerSettings:
         token_budget=config.learner.micro_batch_tokens,
         tensor_parallel=config.learner.tensor_parallel,
         pipeline_parallel=config.learner.pipeline_parallel,
+        context_parallel=config.learner.context_parallel,
         expert_parallel=config.learner.expert_parallel,
         sequence_parallel=config.learner.sequence_parallel,
         recompute=config.learner.recompute,
@@ -199,8 +200,9 @@ def _listen(group: dist.ProcessGroup) -> tuple[int, bytes, float]:
 def _compare(config: RunConfig, group: dist.ProcessGroup) -> None:
     """ConfigError on every rank when one was started with another configuration than rank 0."""
     learner = config.learner
-    layout = (learner.ranks, learner.tensor_parallel, learner.pipeline_parallel, learner.expert_parallel, learner.sequence_parallel)
-    own = zlib.crc32(f"{config.identity_digest} {layout} {learner.micro_batch_tokens} {config.weights.dtype}".encode())
+    sizes = (learner.ranks, learner.tensor_parallel, learner.pipeline_parallel, learner.context_parallel, learner.expert_parallel)
+    layout = (*sizes, learner.sequence_parallel, learner.micro_batch_tokens)
+    own = zlib.crc32(f"{config.identity_digest} {layout} {config.weights.dtype}".encode())
     everyone = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
     dist.all_gather(everyone, torch.tensor([own]), group=group)
     if others := [str(rank) for rank, found in enumerate(everyone) if found.item() != everyone[0].item()]:

@@ -100,6 +100,7 @@ class TrainerSettings:
     recompute: bool = False  # recompute activations in backward instead of keeping them
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    context_parallel: int = 1
     expert_parallel: int = 1
     sequence_parallel: bool = False
     threads: int = 1  # torch threads of this process

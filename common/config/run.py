@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -131,15 +132,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _ranks(self) -> Self:
         learner = self.learner
-        if learner.ranks % (learner.tensor_parallel * learner.pipeline_parallel):
+        sizes = (learner.tensor_parallel, learner.pipeline_parallel, learner.context_parallel)
+        if learner.ranks % math.prod(sizes):
             raise ValueError(
-                f"learner.ranks = {learner.ranks} processes cannot be divided into groups of learner.tensor_parallel * "
-                f"learner.pipeline_parallel = {learner.tensor_parallel} * {learner.pipeline_parallel}: make ranks a multiple of it"
-            )
-        if learner.context_parallel > 1:
-            raise ValueError(
-                f"learner.context_parallel = {learner.context_parallel}: ranks cannot share a sequence (that needs Transformer Engine's "
-                "attention, which the learner does not divide yet); set it to 1, and divide by tensor_parallel with sequence_parallel"
+                f"learner.ranks = {learner.ranks} processes cannot be divided into groups of learner.tensor_parallel * pipeline_parallel * "
+                f"context_parallel = {' * '.join(map(str, sizes))}: make ranks a multiple of it"
             )
         stage = learner.ranks // learner.pipeline_parallel
         if stage % learner.expert_parallel:

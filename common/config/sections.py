@@ -154,7 +154,7 @@ class LearnerSection(Section):
     micro_batch_tokens: Positive = operational(8192)
     """Tokens (prompt + response) of one forward pass."""
     ranks: Positive = operational(1)
-    """Processes of the learner; `ranks / (tensor_parallel * pipeline_parallel)` replicas share the batch out."""
+    """Processes of the learner; `ranks / (tensor_parallel * pipeline_parallel * context_parallel)` replicas share the batch out."""
     join_timeout_s: Seconds = operational(600.0)
     """How long a rank waits at the start for all others to come."""
     rank_timeout_s: Seconds = operational(600.0)
@@ -166,7 +166,7 @@ class LearnerSection(Section):
     pipeline_parallel: Positive = operational(1)
     """Stages, of as many layers each as possible, that work on different micro-batches at once."""
     context_parallel: Positive = operational(1)
-    """Ranks that share one sequence: not there, so anything but 1 is refused."""
+    """Ranks that share every sequence, for those too long for one device; a micro-batch's tokens are divided among them."""
     expert_parallel: Positive = operational(1)
     """Ranks of a stage over which the experts of each layer are divided, each of them whole on one; for a student that has experts."""
     recompute: bool = operational(False)

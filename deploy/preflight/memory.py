@@ -36,7 +36,7 @@ def learner_bytes(config: RunConfig, a: Architecture) -> int:
     stages, tensor = learner.pipeline_parallel, learner.tensor_parallel
     divided = learner.expert_parallel if learner.expert_parallel > 1 else tensor
     state = _STATE * ((parameters(a) - in_experts(a)) // tensor + in_experts(a) // divided)
-    return (state + tokens * a.layers * layer * _FLOAT // tensor) // stages + _LOGITS + _PROCESS
+    return (state + tokens * a.layers * layer * _FLOAT // (tensor * learner.context_parallel)) // stages + _LOGITS + _PROCESS
 
 
 def memory_here() -> tuple[int, str]:

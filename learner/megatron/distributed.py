@@ -32,6 +32,7 @@ def start(
     *,
     tensor_parallel: int,
     pipeline_parallel: int = 1,
+    context_parallel: int = 1,
     expert_parallel: int = 1,
     seed: int,
     timeout_s: float,
@@ -39,9 +40,10 @@ def start(
 ) -> None:
     """Join the group and divide it; a group that an earlier trainer of this process left behind is an error."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size % (tensor_parallel * pipeline_parallel):
-        groups = f"{tensor_parallel * pipeline_parallel} (tensor parallel {tensor_parallel}, pipeline parallel {pipeline_parallel})"
-        raise ConfigError(f"{size} learner ranks cannot be divided into groups of {groups}: start a multiple of it")
+    together = tensor_parallel * pipeline_parallel * context_parallel
+    if size % together:
+        groups = f"(tensor parallel {tensor_parallel}, pipeline parallel {pipeline_parallel}, context parallel {context_parallel})"
+        raise ConfigError(f"{size} learner ranks cannot be divided into groups of {together} {groups}: start a multiple of it")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of copies and kernels relies on it
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -51,7 +53,9 @@ def start(
         _join(backend, size, timeout, dt.timedelta(seconds=join_timeout_s))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    _divide(tensor_parallel, pipeline_parallel, expert_parallel, alone=size == 1 and backend == "gloo", timeout_s=timeout_s)
+    _divide(
+        tensor_parallel, pipeline_parallel, context_parallel, expert_parallel, alone=size == 1 and backend == "gloo", timeout_s=timeout_s
+    )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
@@ -83,7 +87,9 @@ def _listen(host: str, port: int) -> int:
         raise ConfigError(f"rank 0 cannot listen at {host}:{port} ({error}): give an address of this machine and a free port") from None
 
 
-def _divide(tensor_parallel: int, pipeline_parallel: int, expert_parallel: int, *, alone: bool, timeout_s: float) -> None:
+def _divide(
+    tensor_parallel: int, pipeline_parallel: int, context_parallel: int, expert_parallel: int, *, alone: bool, timeout_s: float
+) -> None:
     """Make Megatron's groups. A process that is alone is each of them itself: every group of gloo's has three threads, and one of them
     wakes a hundred times a second, which for twenty groups costs 2 % of a core."""
     create_group = parallel_state.create_group
@@ -93,6 +99,7 @@ def _divide(tensor_parallel: int, pipeline_parallel: int, expert_parallel: int, 
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel,
             pipeline_model_parallel_size=pipeline_parallel,
+            context_parallel_size=context_parallel,
             expert_model_parallel_size=expert_parallel,
             expert_tensor_parallel_size=1 if expert_parallel > 1 else None,
             distributed_timeout_minutes=timeout_s / 60,  # Megatron's groups have their own

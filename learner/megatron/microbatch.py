@@ -2,7 +2,8 @@
 
 Guarantees: token j of a response is predicted from the hidden row of the token before it, so only the rows P-1 .. P+T-2 of a
 sample that train reach the output layer; rows keep the order of samples and tokens; an empty micro-batch has one token and
-no rows, so that a rank without work still takes part in every collective.
+no rows, so that a rank without work still takes part in every collective. A context-parallel rank has its share of the tokens of every
+sample, and the rows among them: what a row needs of response and teachers is there with it.
 
 Shapes: N packed tokens, R trained tokens, K teacher's top-k, M = 1 + all teachers' K; a view covers Q of the R rows.
 """
@@ -11,15 +12,17 @@ Shapes: N packed tokens, R trained tokens, K teacher's top-k, M = 1 + all teache
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from learner.megatron.architecture import Architecture
-from learner.megatron.attention import Block, PackedSequences
+from learner.megatron.attention import Block, Context, PackedSequences
+from learner.megatron.context import Holding, holding, order_of_all
 from learner.megatron.packing import alike
 from learner.training import TeacherTargets, TrainingSample
 
@@ -57,22 +60,38 @@ class Packer:
     """Makes micro-batches; keeps the rotary tables, which grow to the longest sequence seen."""
 
     def __init__(
-        self, architecture: Architecture, *, tensor_parallel: int, multiple: int = 1, dtype: torch.dtype, device: torch.device
+        self,
+        architecture: Architecture,
+        *,
+        tensor_parallel: int,
+        multiple: int = 1,
+        context: dist.ProcessGroup | None = None,
+        masks: bool = True,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._frequencies = architecture.rope.frequencies(architecture.head_dim)
         self._device = device
         self._dtype = dtype
         self._heads = architecture.heads // tensor_parallel
         self._multiple = multiple  # of which N must be one: sequence parallelism divides the tokens
+        self._group = context
+        self._context = (context.rank(), context.size()) if context is not None else (0, 1)
+        self._masks = masks  # whether attention is ours, and needs to be told what a query sees of other ranks' keys
         self._cos = self._sin = torch.empty(0, architecture.head_dim, dtype=dtype, device=device)
 
     def pack(self, samples: Sequence[TrainingSample], *, targets: bool = True) -> MicroBatch:
         """Pack the samples in the order given; none at all makes the empty micro-batch. `targets`: with what the teachers said of them."""
         assert all(len(sample.prompt_ids) and sample.targets for sample in samples), "no prompt or no teacher"
         lengths = [sample.length for sample in samples] or [1]
-        lengths += [1] * (-sum(lengths) % self._multiple)
+        held = holding(lengths, *self._context)
+        while held.source_n.size % self._multiple:
+            lengths.append(1)
+            held = holding(lengths, *self._context)
         tokens = [ids for sample in samples for ids in (sample.prompt_ids, sample.response_ids)]
-        tokens.append(np.zeros(sum(lengths) - sum(sample.length for sample in samples), np.int32))
+        tokens.append(np.zeros(sum(lengths) + 1 - sum(sample.length for sample in samples), np.int32))
+        if self._context[1] > 1:
+            samples = _with_rows_here(samples, held)
         starts, rows = _rows(samples)
         ids, views, teachers = [_joined([s.response_ids for s in samples])[rows.keep, None]], [], _teachers(samples)
         for view in _views(samples, rows) if targets else ():
@@ -80,8 +99,8 @@ class Packer:
             ids += [] if view.top_ids is None else [view.top_ids]
             views.append(self._view(view, teachers, slice(first, sum(part.shape[1] for part in ids))))
         return MicroBatch(
-            input_ids_1N=self._put(np.concatenate(tokens)[None], np.int64),
-            packed=self._sequences(lengths, starts + rows.position),
+            input_ids_1N=self._put(np.concatenate(tokens)[held.source_n][None], np.int64),
+            packed=self._sequences(lengths, held, held.home_N[starts + rows.position]),
             trained=rows.position.size,
             ids_RM=self._put(np.concatenate(ids, 1), np.int64),
             behaviour_R=self._put(_joined([s.behaviour_T for s in samples])[rows.keep], np.float32),
@@ -103,23 +122,42 @@ class Packer:
             top_logp_QK=None if view.top_logp is None else self._put(view.top_logp, np.float32),
         )
 
-    def _sequences(self, lengths: list[int], rows: _Array) -> PackedSequences:
-        length_B = np.asarray(lengths)
-        ends_B = np.cumsum(length_B)
-        position = self._put(np.arange(ends_B[-1]) - np.repeat(ends_B - length_B, length_B), np.int64)
-        ends = self._put(np.concatenate([[0], ends_B]), np.int32)
-        longest = max(lengths)
+    def _sequences(self, lengths: list[int], held: Holding, rows: _Array) -> PackedSequences:
+        position = self._put(held.position_n, np.int64)
+        ends = self._put(np.concatenate([[0], np.cumsum(held.whole_B)]), np.int32)
+        longest = int(held.whole_B.max())
         self._grow(longest)
+        groups = alike(held.whole_B.tolist())
+        blocks = tuple(self._block(held.held_B[members]) for members in groups)
+        whole = ends if self._group is not None else None
         return PackedSequences(
             qkv_format="thd",
             cu_seqlens_q=ends,
             cu_seqlens_kv=ends,
+            cu_seqlens_q_padded=whole,
+            cu_seqlens_kv_padded=whole,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
-            blocks=tuple(self._block(length_B[members]) for members in alike(lengths)),
+            blocks=blocks,
             cos_NAD=self._for_all_heads(self._cos, position),
             sin_NAD=self._for_all_heads(self._sin, position),
             rows_R=self._put(rows if rows.size else np.zeros(1), np.int64),
+            context=self._others(lengths, held, groups, blocks) if self._group is not None and self._masks else None,
+        )
+
+    def _others(self, lengths: list[int], held: Holding, groups: list[slice], blocks: tuple[Block, ...]) -> Context:
+        """What the queries here see of the keys of all ranks."""
+        assert self._group is not None
+        parts = torch.split(self._put(held.position_n, np.int64), [block.tokens for block in blocks])
+        keys = [torch.arange(int(held.whole_B[members].max()), device=self._device) for members in groups]
+        return Context(
+            group=self._group,
+            order_M=self._put(order_of_all(lengths, self._context[1]), np.int64),
+            blocks=tuple(self._block(held.whole_B[members]) for members in groups),
+            seen_B1SK=tuple(
+                key_K <= position_n[block.token_BS].view(block.batch, 1, -1, 1)
+                for block, position_n, key_K in zip(blocks, parts, keys, strict=True)
+            ),
         )
 
     def _block(self, length_B: _Array) -> Block:
@@ -179,6 +217,15 @@ def _rows(samples: Sequence[TrainingSample]) -> tuple[_Array, _Rows]:
     ends = np.cumsum([sample.length for sample in samples])
     starts = np.repeat(ends - responses - 1, responses)
     return starts[keep].astype(np.int64), _Rows(keep, [sample.trained for sample in samples], position[keep])
+
+
+def _with_rows_here(samples: Sequence[TrainingSample], held: Holding) -> list[TrainingSample]:
+    """The samples with only those tokens trained whose hidden row is on this rank."""
+    ends = np.cumsum([sample.length for sample in samples])
+    return [
+        replace(sample, mask_T=np.asarray(sample.mask_T, np.bool_) & (held.home_N[end - len(sample.response_ids) - 1 : end - 1] >= 0))
+        for sample, end in zip(samples, ends, strict=True)
+    ]
 
 
 def _views(samples: Sequence[TrainingSample], rows: _Rows) -> Iterator[_View]:

@@ -149,6 +149,8 @@ def _configuration(architecture: Architecture, settings: TrainerSettings, dtype:
         attention_dropout=0.0,
         tensor_model_parallel_size=settings.tensor_parallel,
         sequence_parallel=settings.sequence_parallel,
+        context_parallel_size=settings.context_parallel,
+        cp_comm_type="p2p" if settings.context_parallel > 1 else None,  # of Transformer Engine's attention
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,

@@ -37,8 +37,8 @@ def totals_of(sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def over_ranks(totals: dict[str, float]) -> dict[str, float]:
-    """Add the data-parallel ranks of the last stage up, in rank order, so that all ranks find the same sums."""
-    group = parallel_state.get_data_parallel_group()
+    """Add the data- and context-parallel ranks of the last stage up, in rank order, so that all ranks find the same sums."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if group.size() > 1:
         everyone: list[dict[str, float]] = [{} for _ in range(group.size())]
         dist.all_gather_object(everyone, totals, group=group)

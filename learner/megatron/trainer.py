@@ -61,6 +61,8 @@ class MegatronTrainer:
             parts.architecture,
             tensor_parallel=settings.tensor_parallel,
             multiple=settings.tensor_parallel if settings.sequence_parallel else 1,
+            context=parallel_state.get_context_parallel_group() if settings.context_parallel > 1 else None,
+            masks=not has_transformer_engine(),
             dtype=_dtype(settings),
             device=distributed.device(),
         )
@@ -78,6 +80,7 @@ class MegatronTrainer:
         distributed.start(
             tensor_parallel=settings.tensor_parallel,
             pipeline_parallel=settings.pipeline_parallel,
+            context_parallel=settings.context_parallel,
             expert_parallel=settings.expert_parallel,
             seed=settings.seed,
             timeout_s=settings.timeout_s,
@@ -105,14 +108,7 @@ class MegatronTrainer:
         at_loss = self._parts.student.stage.last  # the other stages have no use for what the teachers said
         packed = (self._packer.pack([batch[i] for i in group], targets=at_loss) for group in groups)
         sums = self._gradients(packed, count, objective, laps)
-        totals = over_ranks(
-            totals_of(sums)
-            | {
-                "samples": len(batch),
-                "tokens": sum(sample.trained for sample in batch),
-                "processed": sum(sample.length for sample in batch),
-            }
-        )
+        totals = over_ranks(totals_of(sums) | _counts([] if parallel_state.get_context_parallel_rank() else batch))
         _refuse_unless_finite("loss", totals.get("loss", 0.0), self.steps)
         laps.mark("backward")
         grad_norm = self._update(lr)
@@ -192,6 +188,14 @@ class MegatronTrainer:
             group["lr"] = lr
         _, grad_norm, _ = self._parts.optimizer.step()
         return float(grad_norm)
+
+
+def _counts(batch: Batch) -> dict[str, float]:
+    return {
+        "samples": len(batch),
+        "tokens": sum(sample.trained for sample in batch),
+        "processed": sum(sample.length for sample in batch),
+    }
 
 
 def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:

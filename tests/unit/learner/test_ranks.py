@@ -1,6 +1,7 @@
 """Several processes, with a share of the batch or of every layer each, train as one does, told what to do by rank 0 alone."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -90,6 +91,8 @@ def outcome(process):
         (4, {"tensor_parallel": 2, "pipeline_parallel": 2}),
         (4, {"pipeline_parallel": 2}),
         (2, {"expert_parallel": 2}),
+        (2, {"context_parallel": 2}),
+        (4, {"context_parallel": 2}),
     ],
     ids=str,
 )
@@ -117,7 +120,7 @@ def test_any_layout_gives_the_losses_and_weights_of_one_process(tmp_path, ranks,
     held = [outcome(other) for other in others]
     assert all(alone), "a step without a loss proves nothing"
     assert together == pytest.approx(alone, abs=1e-5)
-    replicas = ranks // (layout.get("tensor_parallel", 1) * layout.get("pipeline_parallel", 1))
+    replicas = ranks // math.prod(layout.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline", "context"))
     for step, seqs in enumerate(BATCHES):
         shares = {tuple(one[step]) for one in held}
         dealt = [seq for share in shares for seq in share]

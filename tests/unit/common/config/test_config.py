@@ -161,16 +161,18 @@ def test_a_window_that_cannot_fit_on_the_bus_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(3, {"tensor_parallel": 2}), (3, {"pipeline_parallel": 2}), (6, {"tensor_parallel": 2, "pipeline_parallel": 2})]
+    ("ranks", "layout"),
+    [
+        (3, {"tensor_parallel": 2}),
+        (3, {"pipeline_parallel": 2}),
+        (3, {"context_parallel": 2}),
+        (6, {"tensor_parallel": 2, "pipeline_parallel": 2}),
+        (6, {"tensor_parallel": 2, "context_parallel": 2}),
+    ],
 )
 def test_ranks_that_cannot_be_divided_into_groups_are_refused(ranks: int, layout: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=rf"learner\.ranks = {ranks} processes cannot be divided .* make ranks a multiple of it"):
         parse_config(values(learner={"ranks": ranks, **layout}))
-
-
-def test_context_parallel_is_refused_with_what_to_set_instead() -> None:
-    with pytest.raises(ConfigError, match=r"learner\.context_parallel = 2: ranks cannot share a sequence .* by tensor_parallel"):
-        parse_config(values(learner={"ranks": 2, "context_parallel": 2}))
 
 
 def test_experts_that_the_ranks_of_a_stage_cannot_share_are_refused() -> None:

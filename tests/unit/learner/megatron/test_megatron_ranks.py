@@ -56,6 +56,7 @@ TWO = [
     ({"pipeline_parallel": 2}, {"layers": 3, "vocabulary": VOCABULARY + 1}),
     ({"tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
     ({"expert_parallel": 2}, {"family": "qwen3_moe", "shape": {"mlp_only_layers": [0]}}),
+    ({"context_parallel": 2}, {}),
 ]
 FOUR = [
     ({"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe", "layers": 3}),
@@ -66,6 +67,12 @@ FOUR = [
     ({"pipeline_parallel": 4}, {"layers": 5}),
     ({"expert_parallel": 2}, {"family": "qwen3_moe", "tied": False}),
     ({"expert_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
+    ({"context_parallel": 2}, {"tied": False}),
+    ({"context_parallel": 2, "tensor_parallel": 2}, {}),
+    ({"context_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, {"tied": False}),
+    ({"context_parallel": 2, "pipeline_parallel": 2}, {"layers": 3}),
+    ({"context_parallel": 4}, {"family": "llama"}),
+    ({"context_parallel": 2, "expert_parallel": 4}, {"family": "qwen3_moe", "shape": {"num_experts": 8}}),
     ({"expert_parallel": 2, "pipeline_parallel": 2}, {"family": "qwen3_moe", "layers": 3}),
 ]
 
@@ -129,3 +136,16 @@ def test_a_checkpoint_goes_from_layout_to_layout(
     again = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)
     assert [again.loss, again.grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5)
     assert_same(continued.export(torch.float32), weights)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("layout", "family"), [({"context_parallel": 2}, "qwen3"), ({"expert_parallel": 2}, "qwen3_moe")], ids=str)
+def test_the_same_layout_finds_the_same_figures_again_to_the_last_bit(
+    layout: dict[str, int], family: str, tmp_path: Path, make_student: MakeStudent
+) -> None:
+    student = make_student(family)
+    once, again = (launch(student, tmp_path / name, ranks=2, **layout)[0] for name in ("once", "again"))
+    assert once == again
+    weights, same = (load_file(tmp_path / name / "rank0.safetensors") for name in ("once", "again"))
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
