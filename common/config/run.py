@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +110,11 @@ class RunConfig(Section):
         weights = self.weights
         if weights.url and weights.dir:
             raise ValueError("weights.dir and weights.url are two places for the weights: leave one of them")
+        if weights.url and re.search(r"://[^/]*@|[?#]", weights.url):
+            raise ValueError(
+                "weights.url holds a login or parameters, which everything that shows or keeps it would show: leave them out, credentials "
+                "come from the environment or the library's own files, a token of `reflux weights serve` from weights.token_file"
+            )
         if weights.url and "://" not in weights.url:
             raise ValueError(
                 f"weights.url = {weights.url!r} has no scheme: write s3://…, gs://…, http://…, or use weights.dir for a directory"

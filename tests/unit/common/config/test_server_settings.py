@@ -73,3 +73,15 @@ def test_keys_come_from_files_relative_to_the_configuration_or_from_the_environm
 def test_without_keys_nothing_is_sent() -> None:
     assert Keys().header(admin=True) == {}
     assert Keys("api").header(admin=True) == {"Authorization": "Bearer api"}
+
+
+@pytest.mark.parametrize("url", ["https://me:sesame@h/x", "s3://key:sesame@bucket/x", "http://h/x?token=sesame", "http://h/x#sesame"])
+def test_an_address_of_weights_with_a_secret_in_it_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match="weights.url holds a login or parameters") as refused:
+        parse_config(values(weights={"url": url}))
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs/me@home", "http://learner:8480", "file:///srv/weights"])
+def test_an_address_of_weights_without_secrets_is_taken(url: str) -> None:
+    assert parse_config(values(weights={"url": url})).weights.url == url
