@@ -77,7 +77,7 @@ def test_without_keys_nothing_is_sent() -> None:
 
 @pytest.mark.parametrize("url", ["https://me:sesame@h/x", "s3://key:sesame@bucket/x", "http://h/x?token=sesame", "http://h/x#sesame"])
 def test_an_address_of_weights_with_a_secret_in_it_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(ConfigError, match="weights.url holds a login or parameters") as refused:
+    with pytest.raises(ConfigError, match=r"weights\.url holds a login or parameters") as refused:
         parse_config(values(weights={"url": url}))
     assert "sesame" not in str(refused.value)
 
