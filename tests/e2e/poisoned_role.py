@@ -13,6 +13,8 @@ import numpy as np
 from common.config import load_config
 from common.messages import Completion, Span, TeacherScore, Version
 from common.service import run_service
+from common.weights import open_store
+from producers.follower import WeightsFollower
 from producers.service import Producer
 from scorers.service import Scorer
 
@@ -46,15 +48,12 @@ class Mathematics:
         return [TeacherScore("t", self.digest, np.array([-0.4], np.float32)) for _ in rollouts]
 
 
-class Follower:
-    async def run(self):
-        await asyncio.Event().wait()
-
-
 async def body(worker):
     maths = Mathematics()
     if ROLE == "producer":
-        await Producer(worker=worker, engine=maths, follower=Follower(), judge=None).run()
+        store = open_store(worker.config)
+        follower = WeightsFollower(bus=worker.bus, store=store, engine=maths, pulse=worker.pulse, poll_s=0.1)
+        await Producer(worker=worker, engine=maths, follower=follower, judge=None).run()
     else:
         await Scorer(worker=worker, teacher=maths, name="t", examine=lambda: asyncio.sleep(0, "")).run()
 
