@@ -21,6 +21,7 @@ from common.messages import Span, Version
 from common.sglang.budget import Budget
 from common.sglang.server import KEEP_ALIVE_S
 from deploy.sglang_standin.model import StandInModel
+from deploy.sglang_standin.service import Service
 
 _SGLANG_CLOSES_AFTER_S = 5
 
@@ -73,6 +74,25 @@ async def test_a_student_behind_a_router_is_told_to_name_the_servers(setup: Setu
     async with stand_in(setup.student) as server, router(server.url) as url, setup.on(url) as engine:
         with pytest.raises(ServersUnreachable, match=r"name the servers themselves in producer\.urls, not their router"):
             await engine.generate(ticket(1, 2))
+
+
+async def test_weights_roll_over_a_pool_one_server_at_a_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stand_in(setup.student) as one, stand_in(setup.student) as two, stand_in(setup.student) as three:
+        servers, beside = [one, two, three], list[int]()
+        pause = Service.pause
+
+        async def counted(service: Service, mode: str) -> None:
+            beside.append(sum(server.service.paused for server in servers))
+            await pause(service, mode)
+
+        async with setup.on(*(server.url for server in servers)) as engine:
+            await engine.generate(ticket(1, 2))
+            assert all(server.up for server in engine._pool.servers)
+            monkeypatch.setattr(Service, "pause", counted)
+            for step in (3, 4):
+                await engine.update_weights(*setup.publish(Version(1, step)))
+        assert beside == [0] * 6
+        assert not any(server.service.paused for server in servers)
 
 
 async def test_a_server_with_other_checksums_than_the_others_leaves_rotation(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
