@@ -71,6 +71,7 @@ class ModelInfo:
 
     model_path: str
     weight_version: str
+    preferences: str = ""  # sampling parameters that it fills in where a request leaves them out
 
 
 class Server:
@@ -117,7 +118,8 @@ class Server:
             said = await self.call("GET", "/get_model_info", deadline_s=INFO_DEADLINE_S)  # before 0.5.3 or so
         if not isinstance(said, dict):
             raise Lost(f"{self.url}/model_info answered no object")
-        return ModelInfo(str(said.get("model_path", "")), str(said.get("weight_version") or ""))
+        preferences = str(said.get("preferred_sampling_params") or "")
+        return ModelInfo(str(said.get("model_path", "")), str(said.get("weight_version") or ""), preferences)
 
     async def software(self) -> str:
         """SGLang's version, "" where it does not tell. Of /server_info nothing else is kept: it holds both keys in clear."""

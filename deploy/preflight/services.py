@@ -25,6 +25,7 @@ from common.weights import RawTensor, open_store
 from deploy.preflight.finding import Finding, found_by
 from deploy.preflight.memory import parameters
 from learner.megatron.architecture import read_architecture
+from producers.engines.sglang.weights import samples_as_asked
 from scorers.probe import check_tokenizers, open_checked
 
 _PATIENCE_S = 5.0
@@ -33,6 +34,7 @@ _CHECKPOINT = 16
 """Bytes per parameter: fp32 weight and master, Adam's two moments."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NEW_TOKENS = 4
+_UNIFORM_WITHIN = 1e-4  # of −log V, in nats
 
 
 async def check_bus(config: RunConfig) -> list[Finding]:
@@ -142,7 +144,8 @@ async def check_students(config: RunConfig) -> list[Finding]:
 async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Finding]:
     shape = read_shape(config.model.student)
     limits = Limits(config.producer.in_flight_tokens, 0, config.producer.deadline_s, _PATIENCE_S)
-    pool = ServerPool(who=f"the student at {url}", urls=[url], keys=read_keys(config.producer, "producer"), limits=limits, shape=shape)
+    keys, who = read_keys(config.producer, "producer"), f"the student at {url}"
+    pool = ServerPool(who=who, urls=[url], keys=keys, limits=limits, shape=shape, prepare=samples_as_asked)
     request = GenerateRequest(np.array(prompt, np.int32), _NEW_TOKENS)
     try:
         server, reply = await pool.ask(request)
@@ -152,6 +155,8 @@ async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Findi
         return [Finding(f"student at {url}", "error", str(error))]
     finally:
         await pool.aclose()
+    if (abs(answer.logprobs + np.log(shape.vocabulary)) < _UNIFORM_WITHIN).all():
+        return [Finding(f"student at {url}", "error", "all ids are alike to it: it looks misloaded, start it with the student's weights")]
     says = f"SGLang {version or '?'} answers with {len(answer.ids)} log-probabilities"
     untested = "" if version == PROVED else f"; only {PROVED} is tested"
     return [Finding(f"student at {url}", "ok", says + untested)]

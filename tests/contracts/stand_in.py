@@ -6,10 +6,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+from aiohttp import web
 
 from deploy.sglang_standin.model import open_model
 from deploy.sglang_standin.service import Service
-from deploy.sglang_standin.web import listening
+from deploy.sglang_standin.web import Endpoints, listening
+
+
+async def prefers(endpoints: Endpoints, _request: web.Request) -> web.Response:
+    """/model_info of a server that was started with --preferred-sampling-params."""
+    told = {"model_path": endpoints._service.path, "weight_version": endpoints._service.weight_version}
+    return web.json_response({**told, "preferred_sampling_params": {"top_k": 20}})
 
 
 class StandIn:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from stand_in import stand_in
+import numpy as np
+import pytest
+from aiohttp import web
+from scripted_server import ScriptedServer, scripted
+from stand_in import prefers, stand_in
 
-from common.config import load_config
+from common.config import RunConfig, load_config
+from common.sglang.shape import read_shape
 from deploy.preflight.services import check_students, check_teacher
+from deploy.sglang_standin.web import Endpoints
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "arithmetic"
 NOBODY = "http://127.0.0.1:9"
@@ -41,3 +48,29 @@ async def test_each_server_of_the_student_answers_and_keeps_its_weights(tmp_path
         assert server.service.weight_version == "default"
     assert (well.state, away.state) == ("ok", "error")
     assert "answers with 4 log-probabilities" in well.says
+
+
+def on_student_at(url: str, tmp_path: Path) -> RunConfig:
+    return load_config(EXAMPLE / "run.toml", [f"run.dir={tmp_path}", f'producer.urls=["{url}"]', "producer.kind=sglang"])
+
+
+async def test_a_student_server_to_which_all_ids_are_alike_is_an_error(tmp_path: Path) -> None:
+    config = on_student_at(NOBODY, tmp_path)
+    uniform = -float(np.log(read_shape(config.model.student).vocabulary))
+
+    async def misloaded(_server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        entries = [[uniform, one, None] for one in range(body["sampling_params"]["max_new_tokens"])]
+        return web.json_response({"meta_info": {"output_token_logprobs": entries, "finish_reason": {"type": "length"}}})
+
+    async with scripted(misloaded) as (server,):
+        (found,) = await check_students(on_student_at(server.url, tmp_path))
+    assert found.state == "error"
+    assert "looks misloaded" in found.says
+
+
+async def test_a_student_server_with_preferences_of_its_own_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoints, "_info", prefers)
+    async with stand_in(EXAMPLE / "models/student") as server:
+        (found,) = await check_students(on_student_at(server.url, tmp_path))
+    assert found.state == "error"
+    assert "start it without --preferred-sampling-params" in found.says

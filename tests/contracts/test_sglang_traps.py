@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from router import router
 from scripted_server import ScriptedServer, answers, breaks_off, scored, scripted
-from stand_in import stand_in
+from stand_in import prefers, stand_in
 from test_engine_contract import ticket
 from test_sglang_engine import Setup
 from test_sglang_pool import LIMITS, pool_of, request
@@ -22,6 +22,7 @@ from common.sglang.budget import Budget
 from common.sglang.server import KEEP_ALIVE_S
 from deploy.sglang_standin.model import StandInModel
 from deploy.sglang_standin.service import Service
+from deploy.sglang_standin.web import Endpoints
 
 _SGLANG_CLOSES_AFTER_S = 5
 
@@ -74,6 +75,17 @@ async def test_a_student_behind_a_router_is_told_to_name_the_servers(setup: Setu
     async with stand_in(setup.student) as server, router(server.url) as url, setup.on(url) as engine:
         with pytest.raises(ServersUnreachable, match=r"name the servers themselves in producer\.urls, not their router"):
             await engine.generate(ticket(1, 2))
+
+
+async def test_a_student_server_with_preferences_of_its_own_is_not_used(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stand_in(setup.student) as plain:
+        monkeypatch.setattr(Endpoints, "_info", prefers)
+        async with stand_in(setup.student) as cuts, setup.on(plain.url, cuts.url) as engine:
+            for seq in range(4):
+                await engine.generate(ticket(seq, 2))
+            reasons = {server.url: server.reason for server in engine._pool.servers}
+    assert not reasons[plain.url]
+    assert "adds {'top_k': 20} to every request" in reasons[cuts.url]
 
 
 async def test_weights_roll_over_a_pool_one_server_at_a_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,12 @@ log = logging.getLogger(__name__)
 _CONTROL_S = 60.0
 
 
+async def samples_as_asked(server: Server, info: ModelInfo) -> None:
+    """Raises CallFailed for a server with preferences of its own: it would cut the distribution, and no reply would show it."""
+    if info.preferences:
+        raise Lost(f"{server.url} adds {info.preferences[:200]} to every request: start it without --preferred-sampling-params")
+
+
 class PoolWeights:
     """`labels` are those that this process has put on servers."""
 
@@ -36,6 +42,7 @@ class PoolWeights:
 
     async def prepare(self, server: Server, info: ModelInfo) -> None:
         """For a server that comes into rotation: it may have been started anew, or hold another run's weights."""
+        await samples_as_asked(server, info)
         if info.weight_version == self._target.label:
             await self._go_on(server)
             self._held[server.url] = self._target
