@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
-from by_hand import ByHand, Role, roles_by_hand
+from by_hand import CONFIG, ByHand, Role, roles_by_hand
 from test_roles import assert_proven, sentence
 
 from common.bus.embedded import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+ALONE = """
+import json, sys
+from pathlib import Path
+from common.config import load_config
+from learner.ranks import build_trainer
+from learner.replay import replay
+print(json.dumps([one.again.loss for one in replay(load_config(Path(sys.argv[1]), sys.argv[2:]), build_trainer)]))
+"""
+
+
+def in_one_process(hand: ByHand) -> list[float]:
+    """The losses of a learner of one rank over the run's journal."""
+    example = hand.example
+    sets = [f"{key}={value}" for key, value in {**example.settings, "run.dir": example.runs}.items()]
+    command = [sys.executable, "-c", ALONE, str(CONFIG), *sets]
+    done = subprocess.run(command, env=hand.environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    losses: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return losses
 
 
 def meeting() -> tuple[str, ...]:
@@ -39,6 +63,11 @@ def test_two_nodes_are_one_learner(example) -> None:
         assert second.process.wait(100) == 0, hand.all_said()
         assert (producer.stop(), scorer.stop()) == (0, 0), hand.all_said()
         assert_proven(example, 6)
+        alone = in_one_process(hand)
+    together = {line["step"]: line["loss"] for line in example.lines("metrics.jsonl") if "loss" in line}
+    assert sorted(together) == [1, 2, 3, 4, 5, 6]
+    assert min(together.values()) > 1e-3, "a loss of nothing proves nothing"
+    assert alone == pytest.approx([together[step] for step in sorted(together)], abs=1e-5)
 
 
 def test_a_node_that_does_not_come_is_named_with_what_was_waited_for(example) -> None:
