@@ -240,8 +240,8 @@ def _unpack_manifest(h: Header, tail: _Tail) -> WeightManifest:  # noqa: ARG001
     version, kind, directory, files, tensors, base = h
     _must_be(kind in ("full", "delta") and type(directory) is str and type(tensors) is dict, "a weight manifest")
     _must_be(all(type(name) is type(digest) is str for name, digest in tensors.items()), "a digest for every tensor")
-    listed = tuple([WeightFile(name, size, sha256) for name, size, sha256 in files])
-    _must_be(all(type(f.name) is type(f.sha256) is str and type(f.bytes) is int for f in listed), "a list of files")
+    listed = tuple([WeightFile(name, size, digest) for name, size, digest in files])
+    _must_be(all(type(f.name) is type(f.digest) is str and type(f.bytes) is int for f in listed), "a list of files")
     return WeightManifest(_version(version), kind, directory, listed, tensors, None if base is None else _version(base))
 
 

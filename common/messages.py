@@ -157,7 +157,8 @@ class WeightFile(NamedTuple):
 
     name: str
     bytes: int
-    sha256: str
+    digest: str
+    """sha256 of the file's header and the sha256 of each tensor in it, in order: every byte is hashed once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import uvloop
+
 from common import bus as buses
 from common import log as logs
 from common import metrics
@@ -77,7 +79,8 @@ def run_service(role: Role, body: Body, configure: Callable[[], RunConfig]) -> i
     """Serves one role until it is done or told to stop; every RefluxError becomes one sentence on stderr."""
     logs.configure()
     try:
-        asyncio.run(serve(role, configure(), body))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(role, configure(), body))
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the process's outermost boundary
         return _exit_code(role, _leaf(error))
     except KeyboardInterrupt:  # before it drained by signal: nothing was begun

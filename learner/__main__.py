@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from common.config import RunConfig, load_config
 from common.errors import RefluxError, UserError
+from common.loading import loading
 from common.service import EXIT_DONE, EXIT_FAILED, EXIT_USER, Worker, role_parser, run_service
 from learner.nodes import Node, add_arguments, follow_on_node, read_node
 
@@ -64,8 +65,9 @@ def _say(text: str, code: int) -> int:
 
 def _serve(config: RunConfig, *, take_over: bool, argv: Sequence[str], node: Node | None) -> int:
     async def body(worker: Worker) -> None:
-        from learner.ranks import ranks_beside
-        from learner.service import learn
+        with loading():
+            from learner.ranks import ranks_beside
+            from learner.service import learn
 
         async with ranks_beside(config.learner.ranks, argv, node) as watch:
             await learn(worker, take_over=take_over, beside=[watch])

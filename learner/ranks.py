@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import gc
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from common.codec import decode, encode
 from common.config import RunConfig
 from common.errors import ConfigError, RefluxError, UserError
+from common.loading import loading
 from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import samples_of, scored_of
@@ -108,11 +108,11 @@ class RankedTrainer:
 
 def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
     """This process's trainer; joins the other ranks."""
-    from learner.losses import loss_for
-    from learner.megatron.trainer import MegatronTrainer
+    with loading():
+        from learner.losses import loss_for
+        from learner.megatron.trainer import MegatronTrainer
 
-    trainer = MegatronTrainer.build(settings(config), pulse)
-    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
+        trainer = MegatronTrainer.build(settings(config), pulse)
     return RankedTrainer(trainer, config=config, loss=loss_for(config.loss), pulse=pulse)
 
 

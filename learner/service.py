@@ -20,6 +20,7 @@ import psutil
 
 from common.config import RunConfig
 from common.errors import ConfigError, RefluxError, Superseded
+from common.loading import loading
 from common.messages import WeightManifest
 from common.pulse import Pulse, Report
 from common.service import Worker
@@ -61,9 +62,10 @@ class Material:
 
 def real_material(config: RunConfig) -> Material:
     """The run's prompts, weight store and Megatron."""
-    from learner.losses import check_loss
-    from learner.prompts import load_eval_prompts, load_prompts
-    from learner.ranks import build_trainer
+    with loading():
+        from learner.losses import check_loss
+        from learner.prompts import load_eval_prompts, load_prompts
+        from learner.ranks import build_trainer
 
     check_loss(config)
     if config.weights.url.startswith(("http://", "https://")):

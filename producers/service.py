@@ -8,7 +8,6 @@ it is sampled in a small group, then alone, and what keeps failing alone goes to
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -20,6 +19,7 @@ from common.config import RunConfig
 from common.errors import BusFull, OtherSchema, Rejected, WireError
 from common.hop import hop, now_ms
 from common.leases import quarantine_size
+from common.loading import loading
 from common.messages import Evaluated, Hop, Rollout, ScoredRollout, Ticket
 from common.patience import until_mended
 from common.pulse import Pulse
@@ -228,12 +228,13 @@ async def produce(worker: Worker) -> None:
     """The body of a producer's process."""
     from common import bus as buses
     from common.weights import open_store
-    from producers.engines import open_engine
 
     config = worker.config
     worker.pulse.state("loads the student")
-    engine = await asyncio.to_thread(_timed, open_engine, config, worker.pulse, asyncio.get_running_loop())
-    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
+    with loading():
+        from producers.engines import open_engine
+
+        engine = await asyncio.to_thread(_timed, open_engine, config, worker.pulse, asyncio.get_running_loop())
     worker.pulse.state("samples")
     try:
         async with buses.connect(config, name=worker.name, role="follower") as reader:  # this user may write nothing

@@ -9,12 +9,11 @@ nothing more: its rollouts go back for other scorers, and it is asked again unti
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
@@ -22,7 +21,8 @@ from common.codec import decode, encode
 from common.errors import BusFull, ConfigError, OtherSchema, Rejected, WireError
 from common.hop import hop, now_ms
 from common.leases import quarantine_size
-from common.messages import ScoredRollout, TeacherScore
+from common.loading import loading
+from common.messages import Hop, ScoredRollout, TeacherScore
 from common.patience import until_mended
 from common.service import Worker
 from scorers.teachers.base import Teacher
@@ -44,12 +44,8 @@ class Job:
         """Prompt and response."""
         return len(self.sample.rollout.ticket.prompt_ids) + len(self.sample.rollout.completion.response_ids)
 
-    def done(self, worker: str, began: int) -> Job:
-        """The same, with this worker's part in it."""
-        return replace(self, sample=replace(self.sample, hops=(*self.sample.hops, hop(worker, self.lease, began))))
 
-
-Result = tuple[Job, TeacherScore | Rejected]
+Result = tuple[Job, TeacherScore | Rejected, Hop]
 
 
 class Scorer:
@@ -172,7 +168,7 @@ class Scorer:
         try:
             with self._worker.pulse.waiting("teacher"), self._worker.keeper.computing([job.lease for job in held]):
                 results = await self._teacher.score([job.sample.rollout for job in held])
-                held = [job.done(self._worker.name, began) for job in held]
+                told = [hop(self._worker.name, job.lease, began) for job in held]
                 doubtful = any(isinstance(result, Rejected) for result in results)
                 due = time.monotonic() > self._examined_at + self._examine_s
                 fit = await self._is_fit() if doubtful or due else True
@@ -181,7 +177,7 @@ class Scorer:
         if not fit:
             await self._give_back(held)
             return []
-        return list(zip(held, results, strict=True))
+        return list(zip(held, results, told, strict=True))
 
     async def _is_fit(self) -> bool:
         before, self._complaint = self._complaint, await self._examine()
@@ -206,20 +202,20 @@ class Scorer:
 
     async def _hand_off(self, results: Sequence[Result]) -> None:
         worker = self._worker
-        burials = [Burial(job.lease, result.reason) for job, result in results if isinstance(result, Rejected)]
-        scored = [(job, result) for job, result in results if isinstance(result, TeacherScore)]
+        burials = [Burial(job.lease, result.reason) for job, result, _ in results if isinstance(result, Rejected)]
+        scored = [(job, result, told) for job, result, told in results if isinstance(result, TeacherScore)]
         await self._bury(burials)
         if not scored:
             return
         with worker.pulse.cpu("codec"):
-            moves = [_move(job, score) for job, score in scored]
+            moves = [_move(*each) for each in scored]
         with worker.keeper.leaving([move.lease for move in moves]):
             outcomes = await until_mended(worker.pulse, "server memory", lambda: worker.bus.hand_off(moves), BusFull)
         worker.pulse.add(
             batches=1,
             samples=len(scored),
-            tokens=sum(job.tokens for job, _ in scored),
-            clamped=sum(score.clamped for _, score in scored),
+            tokens=sum(job.tokens for job, _, _ in scored),
+            clamped=sum(score.clamped for _, score, _ in scored),
             refused=outcomes.count("refused"),
         )
 
@@ -250,26 +246,27 @@ class Scorer:
             self._worker.pulse.add(rejected=outcomes.count("done"), refused=outcomes.count("refused"))
 
 
-def _move(job: Job, score: TeacherScore) -> Move:
-    sample = replace(job.sample, scores=(*job.sample.scores, score))
+def _move(job: Job, score: TeacherScore, told: Hop) -> Move:
+    before = job.sample
+    sample = ScoredRollout(before.rollout, (*before.scores, score), (*before.hops, told))
     topic = rollouts(sample.remaining[0].teacher) if sample.remaining else SCORED
     return Move(job.lease, topic, encode(sample))
 
 
 async def score(worker: Worker, name: str) -> None:
     """The body of a scorer's process: teacher `name`."""
-    from scorers.probe import open_checked
-
     worker.pulse.set(teacher=name)
     worker.pulse.state(f"loads teacher {name}")
-    teacher, examination = await open_checked(worker.config, name, worker.pulse)
+    with loading():
+        from scorers.probe import open_checked
+
+        teacher, examination = await open_checked(worker.config, name, worker.pulse)
 
     async def complaint() -> str:
         return await _other_weights(worker.bus, name, teacher.digest) or await examination.complaint()
 
     if other := await _other_weights(worker.bus, name, teacher.digest):
         raise ConfigError(other)
-    gc.freeze()  # what loading left lives as long as the process: no collection need look at it, the one at exit least of all
     worker.pulse.state("scores")
     log.info("is ready", extra={"teacher": name})
     try:

@@ -69,12 +69,12 @@ class DirectoryStore(VersionStore):
         (self.root / name).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _sweep(self, up_to_term: int) -> None:
+    def _sweep(self, names: set[str], up_to_term: int) -> None:
         """Also what could not be deleted while a reader had it open."""
-        for path in self.root.glob(".*-term*"):
-            leftover = _LEFTOVER.fullmatch(path.name)
-            if leftover and int(leftover[1]) < up_to_term + path.name.startswith(".gone"):
-                shutil.rmtree(path, ignore_errors=True)
+        for name in names:
+            leftover = _LEFTOVER.fullmatch(name)
+            if leftover and int(leftover[1]) < up_to_term + name.startswith(".gone"):
+                shutil.rmtree(self.root / name, ignore_errors=True)
 
 
 def checked_files(directory: Path, manifest: WeightManifest) -> dict[str, str]:

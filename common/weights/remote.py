@@ -107,14 +107,13 @@ class RemoteStore(VersionStore):
             self._fs.rm_file(self._path(name, MANIFEST_FILE))
             self._fs.rm(self._path(name), recursive=True)
 
-    def _sweep(self, up_to_term: int) -> None:
+    def _sweep(self, names: set[str], up_to_term: int) -> None:
         """What has no manifest and is of a lower term: its learner is dead."""
-        whole = self._names()
         with foreign():
             for path in self._fs.glob(self._path("term*")):
                 name = path.rstrip("/").rsplit("/", 1)[-1]
                 match = VERSION.fullmatch(name)
-                if match and int(match[1]) < up_to_term and name not in whole:
+                if match and int(match[1]) < up_to_term and name not in names:
                     self._fs.rm(path, recursive=True)
 
 

@@ -103,8 +103,8 @@ class VersionStore(ABC):
         """Makes a version disappear at once. Raises OSError."""
 
     @abstractmethod
-    def _sweep(self, up_to_term: int) -> None:
-        """Removes what killed processes of lower terms left behind. Raises OSError."""
+    def _sweep(self, names: set[str], up_to_term: int) -> None:
+        """Removes what killed processes of lower terms left behind; `names` are those listed. Raises OSError."""
 
     def _put(self, version: Version, tensors: Mapping[str, RawTensor]) -> WeightManifest:
         name = directory_of(version)
@@ -122,6 +122,7 @@ class VersionStore(ABC):
         deltas = base.deltas + 1 if base is not None and manifest.kind == "delta" else 0
         self._published = Published(version, tensors, manifest.tensors, deltas) if self._full_every > 1 else None
         self._last_put = version
+        self._bases[version] = manifest.base if manifest.kind == "delta" else None
         return manifest
 
     def _base_for(self, version: Version) -> Published | None:
@@ -232,15 +233,17 @@ class VersionStore(ABC):
         return manifest
 
     def _versions(self) -> list[Version]:
+        return _versions_in(self._listed())
+
+    def _listed(self) -> set[str]:
         try:
-            names = self._names()
+            return self._names()
         except OSError as error:
             raise StoreAway(f"cannot list the weights in {self.place} ({error.strerror or error}): {self.advice}") from error
-        found = [Version(int(match[1]), int(match[2])) for name in names if (match := VERSION.fullmatch(name))]
-        return sorted(version for version in set(found) if directory_of(version) in names)
 
     def _gc(self, keep: int, up_to_term: int, pinned: frozenset[Version]) -> None:
-        eligible = [version for version in self._versions() if version.term <= up_to_term]
+        names = self._listed()
+        eligible = [version for version in _versions_in(names) if version.term <= up_to_term]
         kept = {*eligible[max(0, len(eligible) - keep) :], *pinned, self._last_put}
         try:
             needed = self._with_bases(kept & set(eligible))
@@ -249,7 +252,7 @@ class VersionStore(ABC):
                     self._ready.pop(version, None)
                     self._bases.pop(version, None)
                     self._remove(directory_of(version))
-            self._sweep(up_to_term)
+            self._sweep(names, up_to_term)
         except OSError as error:
             raise StoreAway(f"cannot delete weights in {self.place} ({error.strerror or error}): {self.advice}") from error
 
@@ -272,6 +275,11 @@ class VersionStore(ABC):
             except (FileNotFoundError, WireError):  # nobody can fetch it: it needs nothing
                 self._bases[version] = None
         return self._bases[version]
+
+
+def _versions_in(names: set[str]) -> list[Version]:
+    found = {Version(int(match[1]), int(match[2])) for name in names if (match := VERSION.fullmatch(name))}
+    return sorted(version for version in found if directory_of(version) in names)
 
 
 def _must_be_inside(manifest: WeightManifest) -> None:

@@ -14,14 +14,11 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO  # Any: the header's values are only known after they are checked
+from typing import Any, BinaryIO  # Any: the header's values are only known after they are checked
 
 from common.errors import WeightsError
 from common.messages import WeightFile
 from common.weights.base import RawTensor
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 _BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
@@ -39,8 +36,9 @@ def write_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> tuple[WeightF
         for name in names:
             buffer = flat_bytes(name, tensors[name])
             file.write(buffer)
-            whole.update(buffer)
-            digests[name] = hashlib.sha256(buffer).hexdigest()
+            digest = hashlib.sha256(buffer)
+            whole.update(digest.digest())
+            digests[name] = digest.hexdigest()
             end += len(buffer)
     return WeightFile(path.name, end, whole.hexdigest()), digests
 
@@ -99,34 +97,35 @@ def _prefix(tensors: Mapping[str, RawTensor]) -> tuple[bytes, list[str]]:
 
 
 def check_tensors(file: BinaryIO, expected: WeightFile) -> dict[str, str]:
-    """Digests of the tensors in `file`, read once; its size and sha256 must be `expected`'s. Raises OSError, WeightsError.
+    """Digests of the tensors in `file`, read once; its size and digest must be `expected`'s. Raises OSError, WeightsError.
 
     Read in pieces, not mapped: a file that is truncated or deleted elsewhere while it is mapped would kill the process.
     """
     size = os.fstat(file.fileno()).st_size
     if size != expected.bytes:
         raise WeightsError(f"{expected.name} has {size} bytes where its manifest says {expected.bytes}")
-    whole = hashlib.sha256()
-    length = int.from_bytes(_read(file, 8, expected.name, whole), "little")
+    start = _read(file, 8, expected.name)
+    length = int.from_bytes(start, "little")
     if length > min(_MAX_HEADER, size - 8):
         raise WeightsError(f"{expected.name} is no safetensors file: a header of {length} bytes does not fit")
-    places = _places(_read(file, length, expected.name, whole), size - 8 - length, expected.name)
-    digests = {}
+    header = _read(file, length, expected.name)
+    places = _places(header, size - 8 - length, expected.name)
+    whole, digests = hashlib.sha256(start + header), {}
     for name, count in places.items():
         digest = hashlib.sha256()
         for at in range(0, count, _PIECE):
-            digest.update(_read(file, min(_PIECE, count - at), expected.name, whole))
+            digest.update(_read(file, min(_PIECE, count - at), expected.name))
+        whole.update(digest.digest())
         digests[name] = digest.hexdigest()
-    if whole.hexdigest() != expected.sha256:
-        raise WeightsError(f"{expected.name} does not have the sha256 of its manifest: the file is damaged")
+    if whole.hexdigest() != expected.digest:
+        raise WeightsError(f"{expected.name} does not have the digest of its manifest: the file is damaged")
     return digests
 
 
-def _read(file: BinaryIO, count: int, name: str, whole: Hash) -> bytes:
+def _read(file: BinaryIO, count: int, name: str) -> bytes:
     piece = file.read(count)
     if len(piece) != count:
         raise WeightsError(f"{name} ends too early: the file is damaged")
-    whole.update(piece)
     return piece
 
 

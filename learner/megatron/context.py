@@ -31,8 +31,6 @@ class Holding:
 
 def positions(length: int, rank: int, size: int) -> _Array:
     """The positions of a sequence that `rank` of `size` holds; those from `length` on fill it up."""
-    if size == 1:
-        return np.arange(length)
     chunk = -(-length // (2 * size))
     places = np.arange(chunk)
     return np.concatenate([places + rank * chunk, places + (2 * size - 1 - rank) * chunk])
@@ -41,6 +39,9 @@ def positions(length: int, rank: int, size: int) -> _Array:
 def holding(lengths: Sequence[int], rank: int, size: int) -> Holding:
     """Of sequences packed one after the other."""
     length_B = np.asarray(lengths)
+    if size == 1:
+        token_N = np.arange(int(length_B.sum()))
+        return Holding(length_B, length_B, token_N - np.repeat(np.cumsum(length_B) - length_B, length_B), token_N, token_N)
     held = [positions(length, rank, size) for length in lengths]
     held_B = np.asarray([part.size for part in held])
     position_n = np.concatenate(held)

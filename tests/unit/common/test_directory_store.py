@@ -94,7 +94,7 @@ async def test_digests_are_checked_once_per_version_and_manifest(root: Path) -> 
     (root / manifest.directory / MODEL_FILE).write_bytes(b"too late to notice")
     await store.fetch(manifest)
     with pytest.raises(WeightsError):
-        await store.fetch(replace(manifest, files=(manifest.files[0]._replace(sha256="0" * 64),)))
+        await store.fetch(replace(manifest, files=(manifest.files[0]._replace(digest="0" * 64),)))
 
 
 @pytest.mark.parametrize("directory", ["..", "/etc", "term000001-step00000000/../..", ".", "", "term000001-step00000001"])
