@@ -5,9 +5,11 @@ from __future__ import annotations
 from common.config import RunConfig
 from learner.megatron.architecture import Architecture
 
-_STATE = 16
-"""Bytes per parameter: fp32 weight and gradient, Adam's two moments."""
-_FLOAT = 4
+_BYTES = {"float32": 4, "bfloat16": 2}
+_GRADIENT = 4
+"""Bytes per parameter: fp32 whatever the model computes in."""
+_OPTIMIZER = {"float32": 8, "bfloat16": 12}
+"""Bytes per parameter: Adam's two moments, and for bfloat16 the master weight. The replicas divide them among them."""
 _LOGITS = 150 << 20
 """The output layer works in chunks of this, whatever the vocabulary (docs/benchmarks.md)."""
 _PROCESS = 600 << 20
@@ -31,12 +33,22 @@ def learner_bytes(config: RunConfig, a: Architecture) -> int:
     """Of one rank: its share of the model's state, and the activations of one micro-batch."""
     learner = config.learner
     inner = max(a.intermediate, a.experts.chosen * (a.experts.intermediate + a.hidden) if a.experts else 0)
-    layer = 2 * a.hidden if learner.recompute else 10 * a.hidden + 3 * inner + 4 * a.head_dim * (a.heads + a.kv_heads)
+    layer = 10 * a.hidden + 3 * inner + 4 * a.head_dim * (a.heads + a.kv_heads)
+    width = a.layers * a.hidden + layer if learner.recompute else a.layers * layer
     tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
     stages, tensor = learner.pipeline_parallel, learner.tensor_parallel
     divided = learner.expert_parallel if learner.expert_parallel > 1 else tensor
-    state = _STATE * ((parameters(a) - in_experts(a)) // tensor + in_experts(a) // divided)
-    return (state + tokens * a.layers * layer * _FLOAT // (tensor * learner.context_parallel)) // stages + _LOGITS + _PROCESS
+    state = _state(config, parameters(a) - in_experts(a), tensor) + _state(config, in_experts(a), divided)
+    shared = tensor if learner.sequence_parallel or not learner.recompute else 1
+    kept = tokens * width * _BYTES[config.model.dtype] // (shared * learner.context_parallel)
+    return (state + kept) // stages + _LOGITS + _PROCESS
+
+
+def _state(config: RunConfig, count: int, divided: int) -> int:
+    """Of so many numbers of all stages, divided over so many ranks of each."""
+    learner, dtype = config.learner, config.model.dtype
+    replicas = max(1, learner.ranks // (learner.pipeline_parallel * divided))
+    return count // divided * (_BYTES[dtype] + _GRADIENT) + count // divided * _OPTIMIZER[dtype] // replicas
 
 
 def memory_here() -> tuple[int, str]:

@@ -135,10 +135,23 @@ async def _scored(config: RunConfig, name: str, subject: str) -> list[Finding]:
 async def check_students(config: RunConfig) -> list[Finding]:
     """Each of the student's servers answers a tiny prompt; its weights stay as they are."""
     prompt = check_tokenizers(config, next(iter(config.teachers)))[:_NEW_TOKENS]
-    found = []
+    found = _idle_slots(config)
     for url in config.producer.urls:
         found += await found_by(f"student at {url}", partial(_sampled, config, url, prompt))
     return found
+
+
+def _idle_slots(config: RunConfig) -> list[Finding]:
+    """Every answer counts with the most tokens that it may get."""
+    producer, longest = config.producer, config.sampling.max_new_tokens
+    at_once, each = max(1, producer.in_flight_tokens // longest), -(-producer.slots // len(producer.urls))
+    if at_once >= each:
+        return []
+    says = (
+        f"producer.in_flight_tokens = {producer.in_flight_tokens} lets a server sample {at_once} answers of up to {longest:,} tokens "
+        f"at once, and producer.slots = {producer.slots} are {each} on each: set it to {each * longest}, if they have memory for so many"
+    )
+    return [Finding("student: in flight", "warning", says)]
 
 
 async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Finding]:

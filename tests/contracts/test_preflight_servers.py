@@ -68,6 +68,15 @@ async def test_a_student_server_to_which_all_ids_are_alike_is_an_error(tmp_path:
     assert "looks misloaded" in found.says
 
 
+async def test_slots_that_no_server_would_fill_are_a_warning(tmp_path: Path) -> None:
+    async with stand_in(EXAMPLE / "models/student") as server:
+        config = on_student_at(server.url, tmp_path)
+        few = config.producer.model_copy(update={"slots": 9, "in_flight_tokens": 8 * config.sampling.max_new_tokens})
+        warned, _ = await check_students(config.model_copy(update={"producer": few}))
+    assert warned.state == "warning"
+    assert f"set it to {9 * config.sampling.max_new_tokens}," in warned.says
+
+
 async def test_a_student_server_with_preferences_of_its_own_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Endpoints, "_info", prefers)
     async with stand_in(EXAMPLE / "models/student") as server:
