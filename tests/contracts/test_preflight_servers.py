@@ -13,6 +13,7 @@ from stand_in import prefers, stand_in
 
 from common.config import RunConfig, load_config
 from common.sglang.shape import read_shape
+from deploy.preflight.judged import check_better
 from deploy.preflight.services import check_students, check_teacher
 from deploy.sglang_standin.web import Endpoints
 
@@ -83,3 +84,20 @@ async def test_a_student_server_with_preferences_of_its_own_is_an_error(tmp_path
         (found,) = await check_students(on_student_at(server.url, tmp_path))
     assert found.state == "error"
     assert "start it without --preferred-sampling-params" in found.says
+
+
+@pytest.mark.parametrize(("student", "teacher", "state"), [("student", "teacher", "ok"), ("teacher", "student", "warning")])
+async def test_teacher_and_student_on_servers_answer_held_out_questions(student: str, teacher: str, state: str, tmp_path: Path) -> None:
+    models = EXAMPLE / "models"
+    async with stand_in(models / student, slots=16) as one, stand_in(models / teacher, slots=16) as other:
+        servers = [f'producer.urls=["{one.url}"]', "producer.kind=sglang", f'teachers.arithmetic.urls=["{other.url}"]']
+        paths = [f"model.student={models / student}", f"teachers.arithmetic.path={models / teacher}", "teachers.arithmetic.kind=sglang"]
+        (found,) = await check_better(load_config(EXAMPLE / "run.toml", [f"run.dir={tmp_path}", *servers, *paths]), "arithmetic")
+    assert found.state == state
+    assert "of 16 held-out questions the student gets" in found.says
+
+
+async def test_a_comparison_that_the_servers_do_not_allow_is_a_warning(tmp_path: Path) -> None:
+    (found,) = await check_better(on_student_at(NOBODY, tmp_path), "arithmetic")
+    assert found.state == "warning"
+    assert "could not be asked: producer: no server is in rotation" in found.says

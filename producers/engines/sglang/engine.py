@@ -70,7 +70,7 @@ class SglangEngine:
         await self._pool.aclose()
 
     async def _generate(self, ticket: Ticket) -> Completion:
-        request = _request_of(ticket, self._shape)
+        request = request_of(ticket, self._shape)
         for _ in range(_MOST_ABORTS):
             oldest = self._weights.oldest.version
             server, reply = await self._pool.ask(request)
@@ -90,7 +90,7 @@ class SglangEngine:
         return tuple(_merged(spans))
 
 
-def _request_of(ticket: Ticket, shape: ModelShape) -> GenerateRequest:
+def request_of(ticket: Ticket, shape: ModelShape) -> GenerateRequest:
     """Raises Rejected where the answer could not be trained on. Evaluations are sampled as they wish: nobody trains on them."""
     wish = ticket.sampling
     if "evaluation" not in ticket.metadata and (wish.temperature != 1 or wish.top_p < 1 or wish.top_k):

@@ -117,7 +117,7 @@ class PoolWeights:
     async def _compare(self, server: Server, target: Target) -> None:
         """With the other servers of as many ranks, where checksums are offered."""
         try:
-            said = await self._control(server, "/weights_checker", {"action": "checksum"})
+            said = await self._control(server, "/weights_checker", {"action": "checksum"}, self._deadline_s)
         except Refused:
             said = None
         offered = isinstance(said, dict) and bool(said.get("per_engine_checksum"))
