@@ -119,8 +119,9 @@ def _state(student: Any, optimizer: MegatronOptimizer, *, loading: bool) -> _Sta
 
 
 def _parts(optimizer: MegatronOptimizer) -> dict[str, Any]:
-    """Experts that are divided over ranks have an optimizer of their own, and no other state on disk for it."""
-    return dict(zip((_DENSE, "optimizer_of_experts"), getattr(optimizer, "chained_optimizers", [optimizer]), strict=False))
+    """Experts that are divided over ranks have an optimizer of their own, which is empty on a stage without any."""
+    parts = zip((_DENSE, "optimizer_of_experts"), getattr(optimizer, "chained_optimizers", [optimizer]), strict=False)
+    return {name: part for name, part in parts if part.buffers}
 
 
 def _with_common(state: _State, part: Any, dense: _State) -> _State:

@@ -74,6 +74,9 @@ FOUR = [
     ({"context_parallel": 4}, {"family": "llama"}),
     ({"context_parallel": 2, "expert_parallel": 4}, {"family": "qwen3_moe", "shape": {"num_experts": 8}}),
     ({"expert_parallel": 2, "pipeline_parallel": 2}, {"family": "qwen3_moe", "layers": 3}),
+    ({"expert_parallel": 2, "pipeline_parallel": 2}, {"family": "qwen3_moe", "layers": 3, "shape": {"mlp_only_layers": [0, 1]}}),
+    ({"context_parallel": 2, "expert_parallel": 2, "pipeline_parallel": 2}, {"family": "qwen3_moe", "layers": 3}),
+    ({"context_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen3_moe"}),
 ]
 
 
@@ -106,20 +109,27 @@ def test_ranks_find_the_losses_and_weights_of_one(
     assert stats.grad_norm == pytest.approx(alone[rank_program.SAVED].grad_norm, rel=1e-4)
 
 
-WAYS = [  # of a checkpoint: from one process through two in each of these layouts, and back to one
-    ("qwen3", ({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {})),
-    ("qwen3", ({"tensor_parallel": 2}, {}, {"tensor_parallel": 2})),
-    ("qwen3_moe", ({"expert_parallel": 2}, {}, {"expert_parallel": 2})),
+DENSE_LAST = {"num_experts": 8, "mlp_only_layers": [2]}  # of two stages the second has no experts
+WAYS = [  # of a checkpoint: from one process through several in each of these layouts, and back to one
+    (2, {}, ({"pipeline_parallel": 2}, {"tensor_parallel": 2}, {"pipeline_parallel": 2}, {})),
+    (2, {}, ({"tensor_parallel": 2}, {}, {"tensor_parallel": 2})),
+    (2, {"family": "qwen3_moe"}, ({"expert_parallel": 2}, {}, {"expert_parallel": 2})),
+    (4, {"family": "qwen3_moe", "shape": DENSE_LAST}, ({"expert_parallel": 2, "pipeline_parallel": 2}, {"expert_parallel": 4})),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("family", "way"), WAYS, ids=str)
+@pytest.mark.parametrize(("ranks", "shape", "way"), WAYS, ids=str)
 def test_a_checkpoint_goes_from_layout_to_layout(
-    family: str, way: tuple[dict[str, int], ...], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+    ranks: int,
+    shape: dict[str, object],
+    way: tuple[dict[str, int], ...],
+    tmp_path: Path,
+    make_student: MakeStudent,
+    make_trainer: MakeTrainer,
 ) -> None:
-    student, state = make_student(family, layers=3), tmp_path / "alone"
+    student, state = make_student(**{"family": "qwen3", "layers": 3} | shape), tmp_path / "alone"
     trainer = make_trainer(student)
     for step in range(rank_program.STEPS):
         if step == rank_program.SAVED:
@@ -127,7 +137,7 @@ def test_a_checkpoint_goes_from_layout_to_layout(
         stats = trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE)
     weights = trainer.export(torch.float32)
     for place, layout in enumerate(way):
-        found, _ = launch(student, tmp_path / str(place), state, ranks=2, **layout)
+        found, *_ = launch(student, tmp_path / str(place), state, ranks=ranks, **layout)
         (loss, grad_norm, *_), state = *found["figures"], tmp_path / str(place) / "state"
         assert [loss, grad_norm] == pytest.approx([stats.loss, stats.grad_norm], rel=1e-5), layout
         assert_same(load_file(tmp_path / str(place) / "rank0.safetensors"), weights)  # so the moments came along
