@@ -16,6 +16,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def build_trainer(config: RunConfig, pulse: Pulse) -> RankedTrainer:
 
 def settings(config: RunConfig) -> TrainerSettings:
     """What the trainer needs of the configuration."""
-    optimizer = config.optimizer
+    optimizer, learner = config.optimizer, config.learner
     return TrainerSettings(
         student=config.model.student,
         dtype=config.model.dtype,
@@ -126,17 +127,11 @@ def settings(config: RunConfig) -> TrainerSettings:
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.clip_grad,
-        token_budget=config.learner.micro_batch_tokens,
-        tensor_parallel=config.learner.tensor_parallel,
-        pipeline_parallel=config.learner.pipeline_parallel,
-        context_parallel=config.learner.context_parallel,
-        expert_parallel=config.learner.expert_parallel,
-        sequence_parallel=config.learner.sequence_parallel,
-        recompute=config.learner.recompute,
+        token_budget=learner.micro_batch_tokens,
         seed=config.run.seed,
         threads=config.service.torch_threads,
-        join_timeout_s=config.learner.join_timeout_s,
-        timeout_s=config.learner.rank_timeout_s,
+        timeout_s=learner.rank_timeout_s,
+        **{field.name: getattr(learner, field.name) for field in fields(TrainerSettings) if hasattr(learner, field.name)},
     )
 
 

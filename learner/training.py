@@ -103,6 +103,9 @@ class TrainerSettings:
     context_parallel: int = 1
     expert_parallel: int = 1
     sequence_parallel: bool = False
+    lora_rank: int = 0  # 0: every parameter is trained
+    lora_alpha: float = 1.0
+    lora_targets: tuple[str, ...] = ()  # linear layers by Megatron's names
     threads: int = 1  # torch threads of this process
     timeout_s: float = 600.0  # of a collective: a rank that waits longer fails
     join_timeout_s: float = 600.0  # for all ranks to come

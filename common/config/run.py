@@ -150,6 +150,8 @@ class RunConfig(Section):
                 f"learner.expert_parallel = {learner.expert_parallel} cannot divide the {stage} ranks of a stage into equal groups: "
                 "make learner.ranks / learner.pipeline_parallel a multiple of it"
             )
+        if len(set(learner.lora_targets)) < len(learner.lora_targets):
+            raise ValueError("learner.lora_targets names a layer twice: name each once")
         if learner.sequence_parallel and learner.tensor_parallel == 1:
             raise ValueError("learner.sequence_parallel = true divides what tensor-parallel ranks share: set learner.tensor_parallel too")
         return self
@@ -184,7 +186,10 @@ class RunConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """The keys that define what the run computes, as plain JSON values."""
-        return _identity_of(self)
+        identity = _identity_of(self)
+        if not self.learner.lora_rank:  # then the others are no part of what is computed
+            identity["learner"] = {key: value for key, value in identity["learner"].items() if not key.startswith("lora_")}
+        return identity
 
     @property
     def identity_digest(self) -> str:

@@ -28,6 +28,7 @@ class Section(BaseModel):
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Dtype = Literal["float32", "bfloat16"]
+LoraTarget = Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
 class RunSection(Section):
@@ -169,6 +170,12 @@ class LearnerSection(Section):
     """Ranks that share every sequence, for those too long for one device; a micro-batch's tokens are divided among them."""
     expert_parallel: Positive = operational(1)
     """Ranks of a stage over which the experts of each layer are divided, each of them whole on one; for a student that has experts."""
+    lora_rank: int = Field(0, ge=0)
+    """Train adapters of this rank on the frozen student (LoRA), merged in what is published; 0 trains every parameter."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Adapters count `lora_alpha / lora_rank`."""
+    lora_targets: tuple[LoraTarget, ...] = Field(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), min_length=1)
+    """Linear layers with adapters, by Megatron's names: queries, keys and values; attention's output; gate and up; down."""
     recompute: bool = operational(False)
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     checkpoint_every: Positive = operational(50)

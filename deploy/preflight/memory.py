@@ -29,6 +29,18 @@ def parameters(a: Architecture) -> int:
     return a.layers * (attention + mlp + 2 * a.hidden) + in_experts(a) + routers + a.vocabulary * a.hidden * (1 if a.tied else 2) + a.hidden
 
 
+def in_adapters(config: RunConfig, a: Architecture) -> int:
+    """How many numbers the adapters have (learner/megatron/lora.py)."""
+    queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    both_sides = {
+        "linear_qkv": a.hidden + queries + 2 * keys,
+        "linear_proj": queries + a.hidden,
+        "linear_fc1": a.hidden + 2 * a.intermediate,
+        "linear_fc2": a.intermediate + a.hidden,
+    }
+    return a.layers * config.learner.lora_rank * sum(both_sides[target] for target in config.learner.lora_targets)
+
+
 def learner_bytes(config: RunConfig, a: Architecture) -> int:
     """Of one rank: its share of the model's state, and the activations of one micro-batch."""
     learner = config.learner
@@ -38,7 +50,10 @@ def learner_bytes(config: RunConfig, a: Architecture) -> int:
     tokens = min(learner.micro_batch_tokens, learner.batch_size * (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
     stages, tensor = learner.pipeline_parallel, learner.tensor_parallel
     divided = learner.expert_parallel if learner.expert_parallel > 1 else tensor
-    state = _state(config, parameters(a) - in_experts(a), tensor) + _state(config, in_experts(a), divided)
+    if learner.lora_rank:
+        state = parameters(a) // tensor * _BYTES[config.model.dtype] + _state(config, in_adapters(config, a), 1)
+    else:
+        state = _state(config, parameters(a) - in_experts(a), tensor) + _state(config, in_experts(a), divided)
     shared = tensor if learner.sequence_parallel or not learner.recompute else 1
     kept = tokens * width * _BYTES[config.model.dtype] // (shared * learner.context_parallel)
     return (state + kept) // stages + _LOGITS + _PROCESS

@@ -63,22 +63,23 @@ class _Chosen(Function):
         return picked_NM - lse_N.unsqueeze(1)
 
     @staticmethod
-    def backward(ctx: Any, grad_NM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_NM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
         hidden_NH, weight_VH, local_NM, owned_NM, lse_N = ctx.saved_tensors
         total_N = grad_NM.sum(1, keepdim=True).neg_()
         scattered_NM = grad_NM if owned_NM is None else grad_NM * owned_NM
         hidden_grad_NH = torch.empty_like(hidden_NH)
-        weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden_NH, weight_VH):
             logits_CV = torch.mm(hidden_NH[rows], weight_VH.T).float()
             logits_CV.sub_(lse_N[rows].unsqueeze(1)).exp_().mul_(total_N[rows])
             logits_CV.scatter_add_(1, local_NM[rows], scattered_NM[rows])
             flowing_CV = logits_CV.to(hidden_NH.dtype)
             torch.mm(flowing_CV, weight_VH, out=hidden_grad_NH[rows])
-            _add_product(weight_grad_VH, flowing_CV.T, hidden_NH[rows])
+            if weight_grad_VH is not None:
+                _add_product(weight_grad_VH, flowing_CV.T, hidden_NH[rows])
         if ctx.group is not None:
             dist.all_reduce(hidden_grad_NH, group=ctx.group)
-        return hidden_grad_NH, weight_grad_VH.to(weight_VH.dtype), None, None, None
+        return hidden_grad_NH, None if weight_grad_VH is None else weight_grad_VH.to(weight_VH.dtype), None, None, None
 
 
 def _add_product(sum_VH: torch.Tensor, left_VC: torch.Tensor, right_CH: torch.Tensor) -> None:

@@ -29,6 +29,7 @@ from learner.megatron.adamw import use_group_step_adamw
 from learner.megatron.architecture import Architecture, read_architecture
 from learner.megatron.checkpoint import load_state, snapshot
 from learner.megatron.laps import Laps
+from learner.megatron.lora import attach
 from learner.megatron.microbatch import MicroBatch, Packer
 from learner.megatron.model import Student, build_student, has_transformer_engine
 from learner.megatron.objective import Objective, Sums
@@ -215,6 +216,8 @@ def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
         fused_norms=has_transformer_engine(),
         stage=student.stage,
     )
+    if settings.lora_rank:
+        attach(student, settings, group=parallel_state.get_tensor_model_parallel_group())
     student.train()
     wrapped = DistributedDataParallel(
         config=config,

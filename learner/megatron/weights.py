@@ -1,7 +1,7 @@
 """Model files in, model tensors out.
 
 Guarantees: every parameter is filled from a Hugging Face safetensors file or `load_weights` fails; every tensor of the file
-is used or it fails; what `export_weights` returns has the names, shapes and (at the same dtype) the bits of the file.
+is used or it fails; what `export_weights` returns has the names, shapes and (at the same dtype) the bits of the file, adapters merged.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from common.errors import ConfigError
 from learner.megatron.architecture import Architecture
 from learner.megatron.distributed import device
+from learner.megatron.lora import merged_weights
 from learner.megatron.mapping import Rule, join, rules, split
 from learner.megatron.stages import Stage
 
@@ -67,14 +68,14 @@ def export_weights(
     `first`: no replica before this one has the same layers; `first_of_experts`: nor the same experts, where ranks of the group `experts`
     hold different ones.
     """
-    parameters = dict(model.named_parameters())
+    parameters, merged = dict(model.named_parameters()), merged_weights(model)
     exported: dict[str, torch.Tensor] = {}
     for rule in rules(architecture, fused_norms=fused_norms, stage=stage):
         if rule.hugging_face == (_EMBEDDING,) and stage is not None and not stage.first:
             continue  # the copy that the last stage keeps
         if not (first_of_experts if rule.alone else first):
             continue
-        own = parameters[rule.megatron].detach().to(dtype)
+        own = (merged[rule.megatron]() if rule.megatron in merged else parameters[rule.megatron].detach()).to(dtype)
         shards = [own] if rule.alone else _gather(own, group)
         for name, tensor in join(rule, shards, architecture).items() if shards else ():
             exported[name] = tensor.to("cpu", memory_format=torch.contiguous_format, copy=True)

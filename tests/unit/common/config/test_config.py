@@ -101,6 +101,11 @@ def test_later_settings_win_and_leave_the_others(file: Path) -> None:
         ("learner.steps=0", "learner.steps = 0 is wrong: input should be greater than 0"),
         ("learner.steps=many", "learner.steps = 'many' is wrong"),
         ("learner.straggler=drop", "learner.straggler = 'drop' is wrong: input should be 'mask', 'retry' or 'wait'"),
+        ("learner.lora_rank=-1", "learner.lora_rank = -1 is wrong: input should be greater than or equal to 0"),
+        ("learner.lora_alpha=0", "learner.lora_alpha = 0 is wrong: input should be greater than 0"),
+        ("learner.lora_targets=[]", "learner.lora_targets = [] is wrong"),
+        ('learner.lora_targets=["q_proj"]', "'q_proj' is wrong: input should be 'linear_qkv', 'linear_proj', 'linear_fc1' or 'linear_fc2'"),
+        ('learner.lora_targets=["linear_qkv", "linear_qkv"]', "learner.lora_targets names a layer twice: name each once"),
         ("run.name=../up", "run.name = '../up' is wrong"),
         ("loss.ratio_low=9", "loss.ratio_low must be below loss.ratio_high"),
         ("producer.record_top_k=65", "producer.record_top_k = 65 is wrong: input should be less than or equal to 64"),
@@ -109,6 +114,12 @@ def test_later_settings_win_and_leave_the_others(file: Path) -> None:
 )
 def test_a_wrong_setting_is_one_sentence(file: Path, override: str, expected: str) -> None:
     assert expected in sentence(file, "", override)
+
+
+def test_adapters_are_part_of_what_a_run_computes(file: Path) -> None:
+    with_adapters = [["learner.lora_rank=8", *more] for more in ([], ["learner.lora_alpha=8"], ['learner.lora_targets=["linear_qkv"]'])]
+    assert len({load_config(file, changes).identity_digest for changes in (*with_adapters, ["learner.lora_rank=4"], [])}) == 5
+    assert load_config(file, ["learner.lora_alpha=8"]).identity_digest == load_config(file).identity_digest
 
 
 def test_a_setting_below_a_plain_value_is_refused(file: Path) -> None:

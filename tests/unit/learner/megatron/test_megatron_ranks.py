@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rank_program
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[4]
 
 
-def launch(student: Path, directory: Path, *begin: Path, ranks: int, **layout: int) -> list[dict]:
+def launch(student: Path, directory: Path, *begin: Path, ranks: int, **layout: Any) -> list[dict]:
     """Run the ranks as processes of their own and return what each wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -49,6 +50,15 @@ def contents(state: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
+LORA = {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]}
+ADAPTERS = [
+    (2, {}, {"tied": False}),
+    (2, {"tensor_parallel": 2, "sequence_parallel": True}, {"family": "qwen2"}),
+    (2, {"pipeline_parallel": 2, "recompute": True}, {"layers": 3}),
+    (2, {"context_parallel": 2}, {}),
+    (4, {"tensor_parallel": 2, "pipeline_parallel": 2}, {"layers": 3, "tied": False}),
+    (4, {"tensor_parallel": 2}, {}),
+]
 TWO = [
     ({}, {}),
     ({"tensor_parallel": 2}, {"vocabulary": VOCABULARY + 1}),
@@ -83,15 +93,19 @@ FOUR = [
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("ranks", "layout", "shape"),
-    [(2, *case) for case in TWO] + [pytest.param(4, *case, marks=pytest.mark.slow) for case in FOUR],
+    [(2, *case) for case in TWO]
+    + [(2, {"tensor_parallel": 2} | LORA, {"vocabulary": VOCABULARY + 1})]
+    + [pytest.param(4, *case, marks=pytest.mark.slow) for case in FOUR]
+    + [pytest.param(ranks, layout | LORA, shape, marks=pytest.mark.slow) for ranks, layout, shape in ADAPTERS],
     ids=str,
 )
 def test_ranks_find_the_losses_and_weights_of_one(
-    ranks: int, layout: dict[str, int], shape: dict[str, object], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
+    ranks: int, layout: dict[str, Any], shape: dict[str, object], tmp_path: Path, make_student: MakeStudent, make_trainer: MakeTrainer
 ) -> None:
     student = make_student(**{"family": "qwen3"} | shape)
     first, *others = launch(student, tmp_path / "ranks", ranks=ranks, **layout)
-    trainer = make_trainer(student)
+    trained = {key: value for key, value in layout.items() if key.startswith("lora")}
+    trainer = make_trainer(student, **trained)
     alone = [trainer.step(samples_of(6, seed=step), squared_distance, rank_program.LEARNING_RATE) for step in range(rank_program.STEPS)]
     for ours, theirs in zip(alone, first["figures"], strict=True):
         figures = [ours.loss, ours.grad_norm, ours.metrics["kl"], ours.kl_by_teacher["teacher"], ours.tokens]
@@ -101,7 +115,7 @@ def test_ranks_find_the_losses_and_weights_of_one(
     assert_same(load_file(tmp_path / "ranks" / "rank0.safetensors"), trainer.export(torch.float32))
 
     assert contents(tmp_path / "ranks" / "beside") == contents(tmp_path / "ranks" / "state"), "a later step has altered what was copied"
-    continued = make_trainer(student)  # one rank goes on where they stopped
+    continued = make_trainer(student, **trained)  # one rank goes on where they stopped
     continued.load(tmp_path / "ranks" / "state")
     stats = continued.step(samples_of(6, seed=rank_program.SAVED), squared_distance, rank_program.LEARNING_RATE)
     assert stats.step == rank_program.STEPS
