@@ -7,6 +7,7 @@ clock is wrong; its monotonic clock stays right.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import os
@@ -92,6 +93,7 @@ def doom_scorer() -> None:
 
 
 def doom_learner() -> None:
+    from torch.distributed.checkpoint import filesystem
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     from common.weights.directory import DirectoryStore
@@ -104,9 +106,24 @@ def doom_learner() -> None:
     wrap(RankedTrainer, "step", after="stepped")
     wrap(RankedTrainer, "begin_save", after="checkpoint_copied")
     wrap(FileSystemWriter, "finish", before="checkpoint_half_written")
+    if rank := os.environ.get("RANK"):
+        wrap(FileSystemWriter, "write_data", before=f"shard_begun_by_{rank}")
+        wrap(filesystem, "_write_item", after=f"shard_torn_by_{rank}")
     wrap(DirectoryStore, "_put", after="stored")
     _tear(Journal)
     _watch_renames()
+    _doom_ranks()
+
+
+def _doom_ranks() -> None:
+    """The ranks that this one starts obey orders too."""
+    start = asyncio.create_subprocess_exec
+
+    async def start_doomed(python: str, module: str, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        assert (python, module) == (sys.executable, "-m")
+        return await start(python, __file__, str(DIRECTORY), *arguments, **options)
+
+    asyncio.create_subprocess_exec = start_doomed  # type: ignore[assignment]
 
 
 def _tear(journal: Any) -> None:

@@ -68,6 +68,23 @@ def test_a_role_killed_three_times(example, module: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2], ids=["replicas", "stages"])
+def test_a_killed_rank_ends_the_other_with_a_sentence_and_the_run_goes_on(example, stages: int) -> None:
+    example.settings |= {"learner.steps": STEPS, "learner.ranks": 2, "learner.pipeline_parallel": stages}
+    example.start("run")
+    example.wait_for(lambda: example.step >= 3, "step 3")
+    first = example.process_of("learner")
+    (other,) = first.children()
+    other.kill()
+    example.wait_for(
+        lambda: (now := example.process_of("learner")) is not None and now.pid not in {first.pid, other.pid}, "another learner"
+    )
+    assert_finished_with_every_sample_applied_once(example)
+    assert "learner rank 1 died with exit code -9: start the learner again, it resumes" in example.output()
+    assert "Traceback" not in example.output()
+
+
+@pytest.mark.slow
 def test_a_killed_supervisor_takes_everything_with_it_and_the_run_goes_on_later(example) -> None:
     example.settings["learner.steps"] = STEPS
     supervisor = example.start("run")
