@@ -26,6 +26,7 @@ _MATHS = {"reassoc", "contract", "arcp", "nsz"}
 _compiled = njit(
     fastmath=_MATHS, nogil=True, error_model="numpy", cache=os.access(Path(__file__).parent, os.W_OK)
 )  # without a place numba refuses to cache
+_inlined = njit(inline="always")  # numba passes an array as ten numbers, which takes longer than a short row
 _LANES = 16  # columns are computed in whole vectors: a remainder one by one would cost more than all of them
 _NOTHING = np.float32(-3e38)
 
@@ -52,18 +53,18 @@ def attend_rows(
     rows, heads, width = heard_NHD.shape
     kv_heads = keys_SKCD.shape[1]
     group = heads // kv_heads
-    turned_D = np.empty(width, np.float32)
+    q_weight_D, k_weight_D = _or_ones(q_norm_D, width), _or_ones(k_norm_D, width)
+    query_D = np.empty(width, np.float32)
     weight_C = np.empty(_whole_lanes(keys_SKCD.shape[2]), np.float32)
     for row in range(rows):
         place = position_N[row]
         for kv in range(kv_heads):
-            _turn(qkv_NAD, row, heads + kv, k_norm_D, eps, cos_PD, sin_PD, place, turned_D)
+            _turn(qkv_NAD, row, heads + kv, k_norm_D, k_weight_D, eps, cos_PD, sin_PD, place, keys_SKCD, (row, kv, place))
             for d in range(width):
-                keys_SKCD[row, kv, place, d] = turned_D[d]
                 values_SKCD[row, kv, place, d] = qkv_NAD[row, heads + kv_heads + kv, d]
         for head in range(heads):
-            _turn(qkv_NAD, row, head, q_norm_D, eps, cos_PD, sin_PD, place, turned_D)
-            _hear(turned_D, keys_SKCD, values_SKCD, row, head // group, place + 1, scale, weight_C, heard_NHD, head)
+            _turn(qkv_NAD, row, head, q_norm_D, q_weight_D, eps, cos_PD, sin_PD, place, query_D, ())
+            _hear(query_D, keys_SKCD, values_SKCD, row, head // group, place + 1, scale, weight_C, heard_NHD, head)
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -84,19 +85,16 @@ def spread_heads(
     group = queries_BxGLxD.shape[1] // length
     kv_heads = qkv_TAD.shape[1] // (group + 2)
     heads = group * kv_heads
-    turned_D = np.empty(width, np.float32)
+    q_weight_D, k_weight_D = _or_ones(q_norm_D, width), _or_ones(k_norm_D, width)
     for token in range(len(qkv_TAD)):
         place, first = token % length, token // length * kv_heads
         for head in range(heads):
-            _turn(qkv_TAD, token, head, q_norm_D, eps, cos_PD, sin_PD, place, turned_D)
-            batch, row = first + head // group, head % group * length + place
-            for d in range(width):
-                queries_BxGLxD[batch, row, d] = rounded(turned_D[d], queries_BxGLxD[batch, row, d])
+            at = first + head // group, head % group * length + place
+            _turn(qkv_TAD, token, head, q_norm_D, q_weight_D, eps, cos_PD, sin_PD, place, queries_BxGLxD, at)
         for kv in range(kv_heads):
             batch = first + kv
-            _turn(qkv_TAD, token, heads + kv, k_norm_D, eps, cos_PD, sin_PD, place, turned_D)
+            _turn(qkv_TAD, token, heads + kv, k_norm_D, k_weight_D, eps, cos_PD, sin_PD, place, keys_BxLxD, (batch, place))
             for d in range(width):
-                keys_BxLxD[batch, place, d] = rounded(turned_D[d], keys_BxLxD[batch, place, d])
                 values_BxLxD[batch, place, d] = qkv_TAD[token, heads + kv_heads + kv, d]
 
 
@@ -130,20 +128,22 @@ def normalise_rows(x_TF: Numbers, weight_F: Floats, eps: np.float32, out_TF: Num
             out_TF[token, f] = rounded(number(x_TF[token, f]) * inverse * weight_F[f], out_TF[token, f])
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_inlined  # type: ignore[untyped-decorator]
 def _turn(
     all_TAD: Numbers,
     token: int,
     head: int,
     norm_D: Floats,
+    weight_D: Floats,
     eps: np.float32,
     cos_PD: Floats,
     sin_PD: Floats,
     place: int,
-    turned_D: Floats,
+    out_XD: Numbers,
+    at_X: tuple[int, ...],
 ) -> None:
-    """One head of one token: its norm, where there is one, then the half-rotation."""
-    width = len(turned_D)
+    """One head of one token: its norm, where there is one, then the half-rotation, to `out[at]`; `weight` is the norm's, or ones."""
+    width = len(weight_D)
     half = width // 2
     inverse = np.float32(1)
     if len(norm_D):
@@ -152,15 +152,17 @@ def _turn(
             value = number(all_TAD[token, head, d])
             square += value * value
         inverse = np.float32(1) / np.sqrt(square / np.float32(width) + eps)
-        for d in range(width):
-            turned_D[d] = number(all_TAD[token, head, d]) * inverse * norm_D[d]
-    else:
-        for d in range(width):
-            turned_D[d] = number(all_TAD[token, head, d])
     for d in range(half):
-        low, high = turned_D[d], turned_D[d + half]
-        turned_D[d] = low * cos_PD[place, d] + high * sin_PD[place, d]
-        turned_D[d + half] = high * cos_PD[place, d + half] + low * sin_PD[place, d + half]
+        low = number(all_TAD[token, head, d]) * inverse * weight_D[d]
+        high = number(all_TAD[token, head, d + half]) * inverse * weight_D[d + half]
+        first, second = at_X + (d,), at_X + (d + half,)  # noqa: RUF005 - numba unpacks no tuple
+        out_XD[first] = rounded(low * cos_PD[place, d] + high * sin_PD[place, d], out_XD[first])
+        out_XD[second] = rounded(high * cos_PD[place, d + half] + low * sin_PD[place, d + half], out_XD[second])
+
+
+@_inlined  # type: ignore[untyped-decorator]
+def _or_ones(norm_D: Floats, width: int) -> Floats:
+    return norm_D if len(norm_D) else np.ones(width, np.float32)
 
 
 @_compiled  # type: ignore[untyped-decorator]
