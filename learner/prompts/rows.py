@@ -15,6 +15,8 @@ from typing import Any, NamedTuple  # Any: what people write into prompts files
 from common.errors import ConfigError
 
 FIELDS = ("prompt", "messages", "answer", "teacher", "metadata")
+_AT_ONCE = 1024
+"""Rows of a Parquet file: the reader makes room for as many as the file claims to have."""
 
 
 class Row(NamedTuple):
@@ -94,9 +96,11 @@ def _read_parquet(file: Path, content: bytes) -> Iterator[Row]:
 
     try:
         opened = parquet.ParquetFile(pa.BufferReader(content))
-        table = opened.read(columns=[name for name in opened.schema_arrow.names if name in FIELDS])
-        table.validate(full=True)  # text that is no UTF-8, and offsets that would be read as they are
-        rows = table.to_pylist()
+        known = [name for name in opened.schema_arrow.names if name in FIELDS]
+        rows: list[dict[str, Any]] = []
+        for batch in opened.iter_batches(_AT_ONCE, columns=known, use_threads=False):
+            batch.validate(full=True)  # text that is no UTF-8, and offsets that would be read as they are
+            rows += batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"{file} is no readable Parquet file: {error}") from None
     for number, fields in enumerate(rows, 1):

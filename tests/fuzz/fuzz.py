@@ -84,11 +84,12 @@ def guided_until(name: str, seconds: float, seed: int) -> None:
             )
             os._exit(0)
 
+    FOUND.mkdir(exist_ok=True)  # where libFuzzer keeps what took too long or too much memory
     with tempfile.TemporaryDirectory() as corpus:
         for number, data in enumerate(SEEDS[name]):
             (Path(corpus) / str(number)).write_bytes(data)
         limits = [f"-seed={seed}", f"-rss_limit_mb={4 * MOST_MEGABYTES + 1024}", "-max_len=65536", "-timeout=20", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={corpus}/", corpus], one)
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={FOUND}/{name}-", corpus], one)
         atheris.Fuzz()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.messages import Version
 from learner.prompts import load_eval_prompts, load_prompts
+from learner.prompts.rows import read_rows
 
 Configured = Callable[..., RunConfig]
 GOOD = {"prompt": "1+1="}
@@ -135,6 +137,19 @@ def test_parquet_says_the_same_as_jsonl(configured: Configured, tmp_path: Path) 
 def test_broken_parquet_is_refused(configured: Configured, tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR1 is not enough")
     assert "no readable Parquet file" in refusal(configured(data={"prompts": str(tmp_path / "p.parquet")}))
+
+
+def test_a_parquet_file_that_claims_more_rows_than_it_has_takes_no_memory_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.parquet"
+    file.write_bytes((Path(__file__).parents[3] / "fuzz/found/prompts-7dfa32bc6c85").read_bytes())
+    before, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        with suppress(ConfigError):
+            read_rows(str(file), "data.prompts")
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < counted.max_memory() < 1 << 20
 
 
 def test_the_fingerprint_is_of_the_bytes(configured: Configured, tmp_path: Path) -> None:
