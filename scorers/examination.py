@@ -29,19 +29,23 @@ class Examination:
 
     async def complaint(self) -> str:
         """What is wrong with the teacher now; empty: nothing."""
+        if part := await self._teacher.part_complaint():
+            return part
         again = await self._teacher.score(self._asked)
-        return next(filter(None, map(self._difference, self._answers, again)), "")
+        return next(filter(None, (difference(self._name, *pair) for pair in zip(self._answers, again, strict=True))), "")
 
-    def _difference(self, before: TeacherScore | Rejected, now: TeacherScore | Rejected) -> str:
-        if isinstance(now, Rejected):
-            return "" if isinstance(before, Rejected) else f"{now.reason} (it did not at the start)"
-        if isinstance(before, Rejected):
-            return ""
-        if now.digest != before.digest:
-            return f"teacher {self._name} has other weights than at the start"
-        if now.logprobs.shape != before.logprobs.shape:
-            return f"teacher {self._name} gives {len(now.logprobs)} log-probabilities where it gave {len(before.logprobs)} at the start"
-        apart = float(np.abs(now.logprobs - before.logprobs).max(initial=0.0))
-        if apart <= _ANOTHER_MODEL:
-            return ""
-        return f"teacher {self._name} is another model than at the start: its log-probabilities are {apart:.1f} nats apart"
+
+def difference(name: str, before: TeacherScore | Rejected, now: TeacherScore | Rejected) -> str:
+    """Between two answers to one question, where it is more than rounding; empty: none."""
+    if isinstance(now, Rejected):
+        return "" if isinstance(before, Rejected) else f"{now.reason} (it did not at the start)"
+    if isinstance(before, Rejected):
+        return ""
+    if now.digest != before.digest:
+        return f"teacher {name} has other weights than at the start"
+    if now.logprobs.shape != before.logprobs.shape:
+        return f"teacher {name} gives {len(now.logprobs)} log-probabilities where it gave {len(before.logprobs)} at the start"
+    apart = float(np.abs(now.logprobs - before.logprobs).max(initial=0.0))
+    if apart <= _ANOTHER_MODEL:
+        return ""
+    return f"teacher {name} is another model than at the start: its log-probabilities are {apart:.1f} nats apart"

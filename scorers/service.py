@@ -18,7 +18,7 @@ from typing import ClassVar, TypeVar
 
 from common.bus.base import SCORED, Burial, Bus, Lease, Move, rollouts
 from common.codec import decode, encode
-from common.errors import BusFull, ConfigError, OtherSchema, Rejected, WireError
+from common.errors import BusFull, OtherSchema, Rejected, WireError
 from common.hop import hop, now_ms
 from common.leases import quarantine_size
 from common.loading import loading
@@ -72,6 +72,7 @@ class Scorer:
 
     async def run(self) -> None:
         """Serves until told to stop, then finishes what its teacher has begun and gives the rest back at once."""
+        await self._is_fit()
         async with asyncio.TaskGroup() as tasks:
             ahead = tasks.create_task(self._fetch(), name="lease")
             behind = tasks.create_task(self._hand_off([]), name="hand-off")
@@ -265,8 +266,6 @@ async def score(worker: Worker, name: str) -> None:
     async def complaint() -> str:
         return await _other_weights(worker.bus, name, teacher.digest) or await examination.complaint()
 
-    if other := await _other_weights(worker.bus, name, teacher.digest):
-        raise ConfigError(other)
     worker.pulse.state("scores")
     log.info("is ready", extra={"teacher": name})
     try:
@@ -283,5 +282,5 @@ async def _other_weights(bus: Bus, name: str, digest: str) -> str:
         return ""
     return (
         f"teacher {name} has other weights ({digest}) than those that this run was begun with ({first}): "
-        f"restore them in teachers.{name}.path, or begin anew with --fresh"
+        f"restore them in teachers.{name}.path and start this scorer anew, or begin anew with --fresh"
     )

@@ -90,12 +90,21 @@ class ServerPool:
 
     def take_out(self, server: Server, reason: str) -> None:
         """The server is asked nothing until it has answered /model_info and is prepared again."""
-        if server.up:
-            log.warning("server leaves rotation", extra={"who": self._who, "server": server.url, "reason": reason})
+        if server.up or reason != server.reason:
+            log.warning(
+                "server leaves rotation" if server.up else "server stays out of rotation",
+                extra={"who": self._who, "server": server.url, "reason": reason},
+            )
         server.up, server.reason = False, reason
         server.failures += 1
         pause = min(_LONGEST_PAUSE_S, _LOOK_S * 2 ** min(server.failures - 1, 10))
         server.ask_again_at = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # jitter
+
+    async def prepare_again(self) -> str:
+        """Every server in rotation. The reasons of those that leave it because they are not what they were; empty: none."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(self._again(s), name=f"prepare {s.url} again") for s in self.servers if s.up]
+        return "; ".join(filter(None, (task.result() for task in asked)))
 
     @asynccontextmanager
     async def reserved(self, server: Server) -> AsyncIterator[None]:
@@ -138,6 +147,17 @@ class ServerPool:
         log.info("server joins rotation", extra=facts)
         if software != PROVED:
             log.warning("this version of SGLang is not tested", extra={**facts, "tested": PROVED})
+
+    async def _again(self, server: Server) -> str:
+        async with server.changing:
+            try:
+                await self._prepare(server, await server.info())
+            except Busy:
+                return ""
+            except CallFailed as error:
+                self.take_out(server, str(error))
+                return str(error) if isinstance(error, Lost) else ""
+        return ""
 
     async def _try(self, request: GenerateRequest, seat: Callable[[int], AbstractAsyncContextManager[Server]]) -> tuple[Server, Any]:
         """Until a server has dealt with it, or fallen silent."""

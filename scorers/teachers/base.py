@@ -19,5 +19,8 @@ class Teacher(Protocol):
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScore | Rejected]:
         """One result per rollout, in order. A Rejected carries the reason (NaN, +inf, > 0, uniform rows, wrong length)."""
 
+    async def part_complaint(self) -> str:
+        """Asks each of its servers by itself: what was wrong with those that are not asked any more from now on; empty: nothing."""
+
     async def aclose(self) -> None:
         """Frees the teacher."""

@@ -39,9 +39,9 @@ class StandIn:
 
 @asynccontextmanager
 async def stand_in(
-    directory: Path, *, slots: int = 8, api_key: str = "", admin_key: str = "", most_queued: int = 0
+    directory: Path, *, slots: int = 8, api_key: str = "", admin_key: str = "", most_queued: int = 0, port: int = 0
 ) -> AsyncIterator[StandIn]:
     service = Service(model=open_model(directory, "float32", slots), weight_version="default", most_queued=most_queued)
     dead = asyncio.Event()
-    async with listening(service, api_key=api_key, admin_key=admin_key, die=dead.set) as url:
+    async with listening(service, api_key=api_key, admin_key=admin_key, die=dead.set, port=port) as url:
         yield StandIn(url, service, dead)

@@ -48,6 +48,10 @@ class SglangTeacher:
             asked = {index: tasks.create_task(self._score(rollouts[index]), name=f"score {index}") for index in order}
         return [asked[index].result() for index in range(len(rollouts))]
 
+    async def part_complaint(self) -> str:
+        """See Teacher. Every server in rotation is asked."""
+        return await self._pool.prepare_again()
+
     async def aclose(self) -> None:
         """See Teacher."""
         await self._pool.aclose()

@@ -53,6 +53,10 @@ class TorchTeacher:
         """One result per rollout, in order."""
         return await asyncio.get_running_loop().run_in_executor(self._maths, self._score, rollouts)
 
+    async def part_complaint(self) -> str:
+        """See Teacher. It is one part."""
+        return ""
+
     async def aclose(self) -> None:
         """Ends the thread after what it is doing."""
         self._maths.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,7 @@ class Server:
     topics: dict[str, dict[str, Entry]] = field(default_factory=dict)
     dead: dict[int, str] = field(default_factory=dict)
     alone: dict[int, int] = field(default_factory=dict)
+    vouched: dict[str, str] = field(default_factory=dict)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     count: int = 0
 
@@ -116,6 +117,9 @@ class FakeBus:
             self._server.topics[lease.topic][lease.entry].deliveries -= 1
         self._server.arrived.set()
 
+    async def vouch(self, teacher: str, digest: str) -> str:
+        return self._server.vouched.setdefault(teacher, digest)
+
     async def begin_alone(self, lease: Lease) -> int:
         before = self._server.alone.get(lease.seq, 0)
         self._server.alone[lease.seq] = before + 1
@@ -160,6 +164,9 @@ class FakeTeacher:
 
     async def complaint(self) -> str:
         return self.broken
+
+    async def part_complaint(self) -> str:
+        return ""
 
     async def aclose(self) -> None:
         pass

@@ -26,6 +26,9 @@ class FakeTeacher:
             return [Rejected(self._value) for _ in rollouts]
         return [TeacherScore("t", self.digest, np.full(len(r.completion.response_ids), self._value, np.float32)) for r in rollouts]
 
+    async def part_complaint(self) -> str:
+        return ""
+
     async def aclose(self) -> None:
         pass
 

@@ -2,7 +2,11 @@
 
 import asyncio
 
+import pytest
 from scorer_fakes import FakeTeacher, config_of, fill, filled, scored, serving, worker_of
+
+from scorers import probe, service
+from scorers.service import Scorer
 
 
 async def test_told_to_stop_it_finishes_what_it_holds_and_leases_nothing_more() -> None:
@@ -41,3 +45,28 @@ async def test_told_to_stop_it_gives_back_at_once_what_its_teacher_has_not_begun
         teacher.go()
     assert sorted(scored(server)) == begun
     assert held() == []
+
+
+async def test_a_scorer_with_other_weights_leases_nothing_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "_repair_s", 0.05)
+    server, other, right = filled(4), FakeTeacher("t"), FakeTeacher("t")
+    other.digest, server.vouched["t"] = "other", right.digest
+    left, worker = worker_of(server, config_of(), "left"), worker_of(server, config_of(), "worker")
+    teachers = {id(left.pulse): other, id(worker.pulse): right}
+
+    async def opened(_config: object, _name: str, pulse: object) -> tuple[FakeTeacher, FakeTeacher]:
+        return teachers[id(pulse)], teachers[id(pulse)]
+
+    monkeypatch.setattr(probe, "open_checked", opened)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        lives = [tasks.create_task(service.score(left, "t"))]
+        while not left.pulse.report().gauges.get("complaint"):
+            await asyncio.sleep(0.01)
+        lives.append(tasks.create_task(service.score(worker, "t")))
+        await server.until("scored", 4)
+        assert not any(life.done() for life in lives)
+        left.stopping.set()
+        worker.stopping.set()
+    assert "than those that this run was begun with (fake)" in str(left.pulse.report().gauges["complaint"])
+    assert not worker.pulse.report().gauges["complaint"]
+    assert (sorted(scored(server)), other.batches, server.dead) == ([0, 1, 2, 3], [], {})
