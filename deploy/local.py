@@ -25,7 +25,7 @@ from common import bus as buses
 from common.config import RunConfig
 from common.errors import ConfigError, RefluxError, UserError
 from deploy.lock import only_supervisor
-from deploy.preflight import preflight
+from deploy.preflight import ask_servers, preflight
 from deploy.process import Process
 from deploy.result import Result, Usage, add_usage, complete_result
 from deploy.roles import RoleSpec, environment
@@ -91,6 +91,8 @@ async def run_async(
             return Result(directory.root, "finished", values)
         if warning := known_collapse(config):
             screen.say(f"warning: {warning}")
+        if not skip_preflight:
+            await ask_servers(config, screen.say)
         with _stops_on_signals() as stopping, saved_config(config) as file:
             start = _forcing(elsewhere.spawn if elsewhere else _spawn, take_over=take_over)
             servers = elsewhere.servers if elsewhere else None

@@ -1,5 +1,6 @@
-"""What is checked before a run: at every start what costs next to nothing, by `reflux preflight` all that can be asked."""
+"""What is checked before a run: at every start what takes seconds, by `reflux preflight` all that can be asked."""
 
+from deploy.preflight.asked import ask_servers
 from deploy.preflight.start import preflight
 
-__all__ = ["preflight"]
+__all__ = ["ask_servers", "preflight"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
-from common.errors import RefluxError
+from common.errors import BusUnreachable, RefluxError, ServersUnreachable, StoreAway
 
 State = Literal["ok", "warning", "error"]
 
@@ -16,6 +16,8 @@ class Finding(NamedTuple):
     subject: str
     state: State
     says: str
+    away: bool = False
+    """An error that may pass by itself: what was asked is not there now."""
 
 
 Check = Callable[[], Awaitable[list[Finding]]]
@@ -26,8 +28,8 @@ async def found_by(subject: str, check: Check) -> list[Finding]:
     try:
         return await check()
     except* RefluxError as group:
-        sentence = str(_first(group))
-    return [Finding(subject, "error", sentence)]
+        error = _first(group)
+    return [Finding(subject, "error", str(error), away=isinstance(error, BusUnreachable | ServersUnreachable | StoreAway))]
 
 
 def _first(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from deploy.preflight.finding import Finding, found_by
 from deploy.preflight.memory import parameters
 from learner.megatron.architecture import read_architecture
 from producers.engines.sglang.weights import samples_as_asked
+from scorers.probe import check_teacher as check_scores
 from scorers.probe import check_tokenizers, open_checked
+from scorers.teachers import open_teacher
 
 _PATIENCE_S = 5.0
 _SKEW_S = 5.0
@@ -113,17 +116,29 @@ def _room(key: str, place: Path, needs: int) -> Finding:
 
 
 async def check_teacher(config: RunConfig, name: str) -> list[Finding]:
-    """Probe sequences are scored: by the teacher here, or by each of its servers for itself."""
+    """Probe sequences are scored, and not as the student would: by the teacher here, or by each of its servers for itself."""
     section = config.teachers[name]
     if section.kind == "torch":
         return await _scored(config, name, f"teacher {name}")
-    found = []
-    for url in section.urls:
-        alone = section.model_copy(update={"urls": (url,), "unreachable_s": _PATIENCE_S})
-        one = config.model_copy(update={"teachers": {**config.teachers, name: alone}})
-        subject = f"teacher {name} at {url}"
-        found += await found_by(subject, partial(_scored, one, name, subject))
-    return found
+    return await _of_each(section.urls, f"teacher {name}", lambda url, subject: _scored(_alone(config, name, url), name, subject))
+
+
+async def check_teacher_answers(config: RunConfig, name: str) -> list[Finding]:
+    """The same of each server, without the student's scores, for which its weights would be loaded."""
+    section = config.teachers[name]
+    return await _of_each(section.urls, f"teacher {name}", lambda url, subject: _answered(_alone(config, name, url), name, subject))
+
+
+async def _of_each(urls: Sequence[str], who: str, check: Callable[[str, str], Awaitable[list[Finding]]]) -> list[Finding]:
+    """All are asked at once: together, those that are away cost one's patience."""
+    asked = {f"{who} at {url}": url for url in urls}
+    found = await asyncio.gather(*(found_by(subject, partial(check, url, subject)) for subject, url in asked.items()))
+    return [finding for findings in found for finding in findings]
+
+
+def _alone(config: RunConfig, name: str, url: str) -> RunConfig:
+    section = config.teachers[name].model_copy(update={"urls": (url,), "unreachable_s": _PATIENCE_S})
+    return config.model_copy(update={"teachers": {**config.teachers, name: section}})
 
 
 async def _scored(config: RunConfig, name: str, subject: str) -> list[Finding]:
@@ -132,13 +147,20 @@ async def _scored(config: RunConfig, name: str, subject: str) -> list[Finding]:
     return [Finding(subject, "ok", "scores the probe: finite, not uniform, not the student's")]
 
 
+async def _answered(config: RunConfig, name: str, subject: str) -> list[Finding]:
+    plain_ids = check_tokenizers(config, name)
+    teacher = open_teacher(config, name, Pulse())
+    try:
+        await check_scores(name, teacher, None, plain_ids)
+    finally:
+        await teacher.aclose()
+    return [Finding(subject, "ok", "scores the probe: finite, not uniform")]
+
+
 async def check_students(config: RunConfig) -> list[Finding]:
     """Each of the student's servers answers a tiny prompt; its weights stay as they are."""
     prompt = check_tokenizers(config, next(iter(config.teachers)))[:_NEW_TOKENS]
-    found = _idle_slots(config)
-    for url in config.producer.urls:
-        found += await found_by(f"student at {url}", partial(_sampled, config, url, prompt))
-    return found
+    return _idle_slots(config) + await _of_each(config.producer.urls, "student", partial(_sampled, config, prompt))
 
 
 def _idle_slots(config: RunConfig) -> list[Finding]:
@@ -154,7 +176,7 @@ def _idle_slots(config: RunConfig) -> list[Finding]:
     return [Finding("student: in flight", "warning", says)]
 
 
-async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Finding]:
+async def _sampled(config: RunConfig, prompt: list[int], url: str, subject: str) -> list[Finding]:
     shape = read_shape(config.model.student)
     limits = Limits(config.producer.in_flight_tokens, 0, config.producer.deadline_s, _PATIENCE_S)
     keys, who = read_keys(config.producer, "producer"), f"the student at {url}"
@@ -165,11 +187,11 @@ async def _sampled(config: RunConfig, url: str, prompt: list[int]) -> list[Findi
         answer = parse_sampled(reply, request, shape.vocabulary)
         version = await server.software()
     except (BadReply, Rejected) as error:
-        return [Finding(f"student at {url}", "error", str(error))]
+        return [Finding(subject, "error", str(error))]
     finally:
         await pool.aclose()
     if (abs(answer.logprobs + np.log(shape.vocabulary)) < _UNIFORM_WITHIN).all():
-        return [Finding(f"student at {url}", "error", "all ids are alike to it: it looks misloaded, start it with the student's weights")]
+        return [Finding(subject, "error", "all ids are alike to it: it looks misloaded, start it with the student's weights")]
     says = f"SGLang {version or '?'} answers with {len(answer.ids)} log-probabilities"
     untested = "" if version == PROVED else f"; only {PROVED} is tested"
-    return [Finding(f"student at {url}", "ok", says + untested)]
+    return [Finding(subject, "ok", says + untested)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aiohttp import web
-from scripted_server import ScriptedServer, scripted
+from scripted_server import ScriptedServer, scripted, stalls
 from stand_in import prefers, stand_in
 
 from common.config import RunConfig, load_config
+from common.errors import ConfigError
 from common.sglang.shape import read_shape
+from deploy import local
+from deploy.preflight import ask_servers, asked
 from deploy.preflight.judged import check_better
 from deploy.preflight.services import check_students, check_teacher
 from deploy.sglang_standin.web import Endpoints
@@ -101,3 +105,48 @@ async def test_a_comparison_that_the_servers_do_not_allow_is_a_warning(tmp_path:
     (found,) = await check_better(on_student_at(NOBODY, tmp_path), "arithmetic")
     assert found.state == "warning"
     assert "could not be asked: producer: no server is in rotation" in found.says
+
+
+def on_teacher_at(url: str, tmp_path: Path) -> RunConfig:
+    servers = [f'teachers.arithmetic.urls=["{url}"]', "teachers.arithmetic.kind=sglang"]
+    return load_config(EXAMPLE / "run.toml", [f"run.dir={tmp_path / 'run'}", *servers])
+
+
+async def knows_nothing(_server: ScriptedServer, _request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    uniform = -float(np.log(read_shape(EXAMPLE / "models/teacher").vocabulary))
+    ids = body["input_ids"][body["logprob_start_len"] :]
+    meta: dict[str, Any] = {"finish_reason": {"type": "length", "length": 0}}
+    meta["input_token_logprobs"] = [[None if place == 0 else uniform, one, None] for place, one in enumerate(ids)]
+    meta["input_top_logprobs"] = [None if place == 0 else [[uniform, top, None] for top in range(8)] for place in range(len(ids))]
+    return web.json_response({"text": "", "output_ids": [], "meta_info": meta})
+
+
+async def test_a_run_whose_teachers_server_is_misloaded_does_not_start(tmp_path: Path) -> None:
+    async with scripted(knows_nothing) as (server,):
+        config = on_teacher_at(server.url, tmp_path)
+        with pytest.raises(ConfigError, match=f"teacher arithmetic at {server.url}: .*nothing could be learned.*--skip-preflight"):
+            await asyncio.to_thread(local.run, config)
+    assert not (config.directory / "logs").exists()
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+async def test_a_server_that_is_not_there_at_the_start_is_said_and_waited_for(kind: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    await ask_servers((on_teacher_at if kind == "teacher" else on_student_at)(NOBODY, tmp_path), said.append)
+    (sentence,) = said
+    assert sentence.startswith(f"warning: {kind}")
+    assert f"at {NOBODY}: " in sentence
+
+
+async def test_a_server_that_never_answers_does_not_hold_up_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "_AT_MOST_S", 0.5)
+    said: list[str] = []
+    async with scripted(stalls) as (server,):
+        await ask_servers(on_student_at(server.url, tmp_path), said.append)
+    assert said == ["warning: student: no answer within 0.5 s"]
+
+
+async def test_a_run_without_servers_asks_none(tmp_path: Path) -> None:
+    said: list[str] = []
+    await ask_servers(load_config(EXAMPLE / "run.toml", [f"run.dir={tmp_path}"]), said.append)
+    assert not said
