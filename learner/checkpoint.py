@@ -160,6 +160,15 @@ def newest(root: Path) -> Checkpoint | None:
     return None
 
 
+def put_back(root: Path) -> None:
+    """What a learner had moved out of the way when it was killed, before the new one had its name, may be the only checkpoint there is.
+    For who goes on from here; the learner that did it must be dead."""
+    for path in root.glob(".term*.old"):
+        final = root / path.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            path.replace(final)
+
+
 def set_aside(root: Path, above: Version, term: int) -> None:
     """Damaged checkpoints of lower terms, which lie above the one that `term` goes on from, no longer count as kept ones."""
     for version in versions(root):

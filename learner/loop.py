@@ -11,10 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import DiskFull
 from common.messages import Version, WeightManifest
+from common.patience import until_mended
 from common.pulse import Pulse
 from learner.batch import samples_of
 from learner.evaluation import Evaluator
@@ -96,6 +99,8 @@ class Loop:
     # ---- the life of a term ------------------------------------------------------------------------------------------------
     async def begin(self, interrupted: WeightManifest | None) -> None:
         """Reconcile, finish the evaluation that the last term left open, publish."""
+        best = self._keeping.best()
+        self._publisher.pinned = frozenset() if best is None else frozenset({best.version})
         self._ledger.expect(self._version)
         await self._ledger.reconcile()
         if interrupted is not None:
@@ -215,7 +220,8 @@ class Loop:
         async def ask() -> None:
             result = await self._evaluator.run(manifest)
             self._metrics.evaluation(result)
-            self._publisher.pinned = self._keeping.pin(result, manifest, self._evaluator)
+            pin = partial(asyncio.to_thread, self._keeping.pin, result, manifest, self._evaluator)
+            self._publisher.pinned = await until_mended(self._pulse, "disk", pin, DiskFull)
             self._publisher.gated = False
 
         self._evaluation.start(ask, "evaluation")

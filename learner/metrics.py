@@ -16,7 +16,7 @@ from common.messages import StepRecord
 from common.pulse import Pulse
 from learner.batch import Consumed
 from learner.directory import RunDirectory
-from learner.disk import end_torn_line
+from learner.disk import end_torn_line, needs_room
 from learner.evaluation import Evaluation
 from learner.training import StepStats
 
@@ -134,7 +134,7 @@ def write_tensorboard(directory: RunDirectory) -> None:
         return
     for old in directory.tensorboard.glob("events.*"):
         old.unlink()
-    with SummaryWriter(str(directory.tensorboard)) as writer:
+    with needs_room(directory.root, "event files"), SummaryWriter(str(directory.tensorboard)) as writer:
         for line in read_metrics(directory.metrics):
             numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name not in {"step", "at"}}
             for name, value in numbers.items():

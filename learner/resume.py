@@ -33,8 +33,7 @@ class Resumed:
 
 
 def resume(config: RunConfig, directory: RunDirectory, trainer: Trainer, term: int) -> Resumed:
-    """Brings the trainer to the end of the surviving line and writes the term's own checkpoint. Runs in the maths thread."""
-    began = time.monotonic()
+    """Brings the trainer to the end of the surviving line. Runs in the maths thread; so does `save_first`, which must follow."""
     line, tally = _load(directory, trainer, term)
     loaded = time.monotonic()
     replayed = _replay(config, directory, trainer, line, tally)
@@ -42,13 +41,19 @@ def resume(config: RunConfig, directory: RunDirectory, trainer: Trainer, term: i
     line.begin(term)
     tally.replayed_steps += replayed
     tally.replay_s += replay_s
-    checkpoint.save(directory.checkpoints, line.to_json(), tally.to_json(), trainer.save)
-    times = {"replay_s": round(replay_s, 3), "seconds": round(time.monotonic() - began, 3)}
-    _log.info("resumed", extra={"term": term, "step": line.step, "replayed": replayed, **times})
     return Resumed(line, tally, replayed, replay_s)
 
 
+def save_first(directory: RunDirectory, resumed: Resumed, trainer: Trainer) -> None:
+    """The term's own checkpoint, of the trainer that `resume` left; DiskFull leaves nothing of it, and it can be tried again."""
+    line = resumed.line
+    checkpoint.save(directory.checkpoints, line.to_json(), resumed.tally.to_json(), trainer.save)
+    times = {"replayed": resumed.replayed, "replay_s": round(resumed.replay_s, 3)}
+    _log.info("resumed", extra={"term": line.term, "step": line.step, **times})
+
+
 def _load(directory: RunDirectory, trainer: Trainer, term: int) -> tuple[Line, Tally]:
+    checkpoint.put_back(directory.checkpoints)
     found = checkpoint.newest(directory.checkpoints)
     if found is None:
         return Line(), Tally()

@@ -10,18 +10,19 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from common.config import RunConfig
-from common.errors import ConfigError, RefluxError, Superseded
+from common.errors import ConfigError, DiskFull, RefluxError, StoreAway, Superseded
 from common.loading import loading
 from common.messages import WeightManifest
+from common.patience import until_mended
 from common.pulse import Pulse, Report
 from common.service import Worker
 from common.weights import open_store
@@ -39,9 +40,11 @@ from learner.maths import MathsThread, Trainer
 from learner.metrics import Metrics, write_tensorboard
 from learner.publish import Publisher
 from learner.result import result_of
-from learner.resume import Resumed, resume
+from learner.resume import Resumed, resume, save_first
 from learner.terms import claim_term
 from learner.wandb_run import check_wandb, write_wandb
+
+T = TypeVar("T")
 
 _CENSUS_S = 2.0
 _GOODBYE_S = 10.0
@@ -84,10 +87,10 @@ async def learn(
     config, directory = worker.config, RunDirectory(worker.config.directory)
     check_wandb(config)
     parts = await asyncio.to_thread(material, config)
-    directory.open(config, {"data.prompts": parts.prompts.fingerprint, "data.eval_prompts": parts.questions.fingerprint})
-    lease_s = config.bus.lease_s
-    term = await claim_term(worker.bus, parts.store, directory, owner=worker.name, lease_s=lease_s, take_over=take_over)
-    directory.keep(config)
+    fingerprints = {"data.prompts": parts.prompts.fingerprint, "data.eval_prompts": parts.questions.fingerprint}
+    await once_there_is_room(worker.pulse, partial(directory.open, config, fingerprints))
+    term = await _claim(worker, parts.store, directory, take_over=take_over)
+    await once_there_is_room(worker.pulse, partial(directory.keep, config))
     worker.pulse.set(term=term, **{f"teacher_differs:{name}": int(not teacher.allow_inert) for name, teacher in config.teachers.items()})
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -101,6 +104,14 @@ async def learn(
         with suppress(RefluxError, TimeoutError):  # a successor need not wait for the lease to end
             async with asyncio.timeout(_GOODBYE_S):
                 await worker.bus.resign(term, worker.name)
+
+
+async def _claim(worker: Worker, store: WeightStore, directory: RunDirectory, *, take_over: bool) -> int:
+    """A run that has begun waits for its weight store; one that begins is told what is wrong with it."""
+    how = partial(claim_term, worker.bus, store, directory, owner=worker.name, lease_s=worker.config.bus.lease_s, take_over=take_over)
+    away = (StoreAway,) if any(directory.terms.iterdir()) else ()
+    there = partial(until_mended, worker.pulse, "weight store", how, *away)
+    return await until_mended(worker.pulse, "disk", there, DiskFull)
 
 
 @asynccontextmanager
@@ -127,6 +138,7 @@ async def _hold(worker: Worker, term: int) -> None:
 
 async def _live(worker: Worker, parts: Material, directory: RunDirectory, term: int, trainer: Trainer, maths: MathsThread) -> None:
     resumed = await maths.run(resume, worker.config, directory, trainer, term)
+    await until_mended(worker.pulse, "disk", lambda: maths.run(save_first, directory, resumed, trainer), DiskFull)
     counted = sum(worker.pulse.report().cpu.values())
     worker.pulse.spend("startup", max(0.0, time.process_time() - counted))  # imports and building run in many threads
     worker.pulse.set(replayed_steps=resumed.replayed, replay_s=round(resumed.replay_s, 3), step=resumed.line.step)
@@ -216,7 +228,10 @@ class _Life:
     async def _interrupted(self) -> WeightManifest | None:
         """The version whose evaluation the last term left open, if the store still has it."""
         manifest = self._evaluator.load(self._line.step)
-        return manifest if manifest is not None and manifest.version in await self._parts.store.versions() else None
+        return manifest if manifest is not None and manifest.version in await self._from_store(self._parts.store.versions) else None
+
+    async def _from_store(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await until_mended(self._worker.pulse, "weight store", call, StoreAway)
 
     async def _finish(self) -> None:
         """model/, event files, and last result.json: with it the run is done. A learner that was superseded writes none of them."""
@@ -225,10 +240,11 @@ class _Life:
         if best is None:
             tensors = await self._maths.run(self._trainer.export)
         else:
-            tensors = await asyncio.to_thread(read_tensors, await self._parts.store.fetch(best))
+            tensors = await asyncio.to_thread(read_tensors, await self._from_store(partial(self._parts.store.fetch, best)))
+        export = partial(export_model, config.model.student, tensors, config.weights.dtype, self._directory.model)
         with self._worker.pulse.cpu("checkpoint"):
-            await asyncio.to_thread(export_model, config.model.student, tensors, config.weights.dtype, self._directory.model)
-        await asyncio.to_thread(write_tensorboard, self._directory)
+            await once_there_is_room(self._worker.pulse, export)
+        await once_there_is_room(self._worker.pulse, partial(write_tensorboard, self._directory))
         await asyncio.to_thread(write_wandb, config, self._directory)
         await self._count()
         state = await bus.state()

@@ -12,13 +12,13 @@ from common.errors import Superseded
 from common.weights.base import WeightStore
 from learner import checkpoint, journal
 from learner.directory import RunDirectory
-from learner.disk import sync_directory, term_number
+from learner.disk import needs_room, sync_directory, term_number
 
 _TRIES = 5
 
 
 async def claim_term(bus: Bus, store: WeightStore, directory: RunDirectory, *, owner: str, lease_s: float, take_over: bool) -> int:
-    """The new term. Raises LearnerActive while another learner lives, unless `take_over`."""
+    """The new term. Raises LearnerActive while another learner lives, unless `take_over`, and DiskFull, StoreAway."""
     for _ in range(_TRIES):
         term = _reserve(directory, 1 + await _highest(bus, store, directory))
         try:
@@ -39,12 +39,13 @@ async def _highest(bus: Bus, store: WeightStore, directory: RunDirectory) -> int
 
 
 def _reserve(directory: RunDirectory, term: int) -> int:
-    directory.terms.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            (directory.terms / f"term{term:06}").mkdir()
-        except FileExistsError:
-            term += 1
-            continue
-        sync_directory(directory.terms)
-        return term
+    with needs_room(directory.root, "the new term"):
+        directory.terms.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                (directory.terms / f"term{term:06}").mkdir()
+            except FileExistsError:
+                term += 1
+                continue
+            sync_directory(directory.terms)
+            return term

@@ -72,6 +72,7 @@ class Medium:
     async def roll_back(self, snapshot) -> None:
         model, state = snapshot
         self.model, self.lives = model.copy(), self.lives + 1
+        self.model.set_back = True
         await self._load(state)
 
     async def wipe(self) -> None:

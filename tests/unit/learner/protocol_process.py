@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 from common.errors import Superseded
 
@@ -142,7 +143,8 @@ async def inline(call, *arguments, **named):
     """asyncio.to_thread without a thread: one gate, then the call."""
     process = RUNNING.get()
     assert process is not None
-    await process.gate(getattr(call, "__name__", "call"))
+    known = call.func if isinstance(call, partial) else call
+    await process.gate(getattr(known, "__name__", "call"))
     return call(*arguments, **named)
 
 

@@ -89,6 +89,24 @@ def test_the_same_checkpoint_again_never_deletes_the_only_one(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["term000001-step00000004"]
 
 
+def test_the_only_checkpoint_is_found_after_a_kill_while_the_same_one_was_renamed(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 4)
+    rename = checkpoint.Path.replace
+
+    def killed(path, target):
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint.Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path, 1, 4)
+    monkeypatch.undo()
+    checkpoint.put_back(tmp_path)
+    assert checkpoint.newest(tmp_path).version == Version(1, 4)
+    checkpoint.put_back(tmp_path)
+
+
 def test_what_a_crash_left_half_written_is_deleted_with_the_old_ones(tmp_path):
     saved(tmp_path, 2, 4)
     for name in (".term000001-step00000009.tmp", ".term000003-step00000001.tmp"):

@@ -17,7 +17,7 @@ from common.errors import DiskFull, StoreAway
 from common.messages import Version
 from common.weights.base import RawTensor
 from common.weights.directory import DirectoryStore
-from learner import checkpoint
+from learner import checkpoint, export
 from learner.disk import append_durably, write_durably
 from learner.journal import Journal, records, term_directory
 from learner.line import Line
@@ -164,3 +164,64 @@ async def test_a_run_whose_weight_store_is_away_says_so_and_goes_on_when_it_is_b
         away.unlink()
         await asyncio.wait_for(life, 60)
         await run.check()
+
+
+async def waits_for(run, life, cause):
+    async with asyncio.timeout(60):
+        while run.worker is None or run.worker.pulse.report().state != f"waits for {cause}":
+            assert not life.done(), life.exception()
+            await asyncio.sleep(0.01)
+
+
+async def test_a_learner_that_starts_on_a_full_disk_waits_for_room(disk):
+    run = World(disk.path)
+    async with run.workers():
+        await run.crash(plan=("settle", "after", 2))
+        disk.fill()
+        life = asyncio.create_task(run.life())
+        await waits_for(run, life, "disk")
+        disk.make_room()
+        await asyncio.wait_for(life, 60)
+        await run.check()
+
+
+async def test_a_model_without_room_leaves_nothing_and_is_written_when_there_is_room(disk, monkeypatch):
+    run = World(disk.path)
+    real, left = export.save_torch_state_dict, []
+
+    def full_at_first(tensors, directory, **how):
+        if not left:
+            left.append(directory)
+            disk.fill()
+        real(tensors, directory, **how)
+
+    monkeypatch.setattr(export, "save_torch_state_dict", full_at_first)
+    async with run.workers():
+        life = asyncio.create_task(run.life())
+        await waits_for(run, life, "disk")
+        assert not left[0].exists()
+        assert not run.directory.result.exists()
+        disk.make_room()
+        await asyncio.wait_for(life, 60)
+        await run.check()
+
+
+async def test_a_learner_that_starts_again_while_the_weight_store_is_away_waits_for_it(tmp_path):
+    run = World(tmp_path)
+    away = run.config.weight_directory
+    async with run.workers():
+        await run.crash(plan=("settle", "after", 2))
+        unplug(away)
+        life = asyncio.create_task(run.life())
+        await waits_for(run, life, "weight store")
+        away.unlink()
+        await asyncio.wait_for(life, 60)
+        await run.check()
+
+
+async def test_a_run_that_begins_is_told_that_its_weight_store_is_away(tmp_path):
+    run = World(tmp_path)
+    run.config.weight_directory.parent.mkdir(parents=True)
+    unplug(run.config.weight_directory)
+    with pytest.raises(StoreAway):
+        await asyncio.wait_for(run.life(), 60)

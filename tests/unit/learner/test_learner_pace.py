@@ -180,8 +180,9 @@ async def test_an_evaluation_does_not_wait_for_a_question_that_was_given_up(worl
     assert max(one["seconds"] for one in result["evaluations"]) < 60
 
 
-async def test_the_best_version_is_what_is_exported_when_asked(world):
-    run = world(questions=2, evaluation={"every": 2, "keep_best": True})
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_the_best_version_is_what_is_exported_when_asked(world, crashes):
+    run = world(questions=2, evaluation={"every": 4, "keep_best": True}, weights={"keep": 2}, steps=14)
     answer = run._answer
 
     def better_at_four(lease, ticket):
@@ -196,6 +197,8 @@ async def test_the_best_version_is_what_is_exported_when_asked(world):
 
     run._answer = better_at_four
     async with run.workers():
+        if crashes:
+            await run.crash(plan=("settle", "after", 7))
         await run.finish()
     from safetensors.torch import load_file
 

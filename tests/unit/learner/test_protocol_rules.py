@@ -83,8 +83,8 @@ RULES = {
     ),
     "a term begins with a checkpoint of its own": Rule(
         a_third_life,
-        "learner.resume:resume",
-        "checkpoint.save(directory.checkpoints, line.to_json(), tally.to_json(), trainer.save)",
+        "learner.resume:save_first",
+        "checkpoint.save(directory.checkpoints, line.to_json(), resumed.tally.to_json(), trainer.save)",
         "pass",
     ),
     "only records of the checkpoint's term are replayed": Rule(
