@@ -66,12 +66,13 @@ def decode(frame: Buffer, expect: type[Message] | tuple[type[Message], ...] | No
 
 
 class _Tail:
-    """Hands out the buffers behind the header, in order; it is looked at as words of int32."""
+    """Hands out the buffers behind the header, in order; it is looked at as words of int32 and of float32."""
 
-    __slots__ = ("at", "int_words", "size")
+    __slots__ = ("at", "float_words", "int_words", "size")
 
     def __init__(self, frame: bytes | memoryview, start: int) -> None:
         self.int_words = np.frombuffer(frame, _INT32, -1, start) if start < len(frame) else np.empty(0, _INT32)
+        self.float_words = self.int_words.view(_FLOAT32)
         self.at = 0
         self.size = len(self.int_words)
 
@@ -83,7 +84,11 @@ class _Tail:
         return self.int_words[start:end]
 
     def floats(self, count: int) -> Any:
-        return self.ints(count).view(_FLOAT32)
+        start = self.at
+        self.at = end = start + count
+        if not start <= end <= self.size:
+            raise ValueError(f"a buffer of {count} words does not fit")
+        return self.float_words[start:end]
 
     def bytes(self, count: int) -> Any:
         words = self.ints((count + 3) // 4 if count > 0 else count)
@@ -143,7 +148,7 @@ def _unpack_rollout(h: Header, tail: _Tail) -> Rollout:
     length, masked, versions, finish_reason, ticket, *recorded = h
     ids, logprobs = tail.ints(length), tail.floats(length)
     mask = tail.bytes(length) if masked else None
-    tops = _unpack_tops(length, *recorded, tail=tail)
+    tops = _unpack_tops(length, *recorded, tail=tail) if recorded else ()
     spans, covered = [], 0
     for term, step, tokens, exact in versions:
         if not (type(term) is type(step) is type(tokens) is int and type(exact) is bool and tokens >= 0):
@@ -166,8 +171,9 @@ def _pack_tops(ids: Any, logprobs: Any, length: int, parts: Parts) -> int:
     return width
 
 
-def _unpack_tops(length: int, width: int = 0, *, tail: _Tail) -> tuple[Any, Any]:
-    _must_be(type(width) is int and width >= 0, "a number of most likely ids")
+def _unpack_tops(length: int, width: int, *, tail: _Tail) -> tuple[Any, Any]:
+    if not (type(width) is int and width >= 0):
+        raise ValueError("not a number of most likely ids")
     if not width:
         return None, None
     count = length * width
@@ -183,7 +189,8 @@ def _unpack_score(h: Header, tail: _Tail) -> TeacherScore:
     teacher, digest, length, width, clamped = h
     if not (type(teacher) is type(digest) is str and type(length) is type(clamped) is int):
         raise ValueError("not a teacher's score")
-    return TeacherScore(teacher, digest, tail.floats(length), *_unpack_tops(length, width, tail=tail), clamped)
+    logprobs = tail.floats(length)
+    return TeacherScore(teacher, digest, logprobs, *_unpack_tops(length, width, tail=tail), clamped)
 
 
 def _pack_scored(s: ScoredRollout, parts: Parts) -> Header:

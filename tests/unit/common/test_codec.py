@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import msgpack
@@ -291,8 +291,8 @@ def test_arrays_of_other_kinds_are_converted_if_nothing_is_lost() -> None:
 
 def test_arrays_that_do_not_belong_together_are_not_encoded() -> None:
     completion = example().rollout.completion
-    for wrong in (replace(completion, logprobs=np.zeros(3, np.float32)), replace(completion, response_mask=np.ones(5, np.uint8))):
+    for wrong in (completion._replace(logprobs=np.zeros(3, np.float32)), completion._replace(response_mask=np.ones(5, np.uint8))):
         with pytest.raises(ValueError, match="not as"):
             encode(Rollout(example().rollout.ticket, wrong))
     with pytest.raises(ValueError, match="top-k"):
-        encode(replace(example(), scores=(replace(example().scores[0], top_ids=np.zeros((3, 2), np.int32)),)))
+        encode(example()._replace(scores=(example().scores[0]._replace(top_ids=np.zeros((3, 2), np.int32)),)))

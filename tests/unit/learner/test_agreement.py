@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -17,9 +15,9 @@ def scored(own: list[list[int]] | None = None, mask: list[int] | None = None, te
     ticket = Ticket(0, 0, "p", np.array([9], np.int32), Sampling(1.0, 3, ()), (TeacherShare("t", 1.0),), Version(1, 0))
     completion = Completion(np.array([1, 9, 6], np.int32), np.zeros(3, np.float32), (Span(1, 0, 3, True),), "stop")
     if own is not None:
-        completion = replace(completion, top_ids=np.array(own, np.int32), top_logprobs=np.zeros((3, len(own[0])), np.float32))
+        completion = completion._replace(top_ids=np.array(own, np.int32), top_logprobs=np.zeros((3, len(own[0])), np.float32))
     if mask is not None:
-        completion = replace(completion, response_mask=np.array(mask, np.uint8))
+        completion = completion._replace(response_mask=np.array(mask, np.uint8))
     logprobs = None if teacher is None else np.zeros(teacher.shape, np.float32)
     return ScoredRollout(Rollout(ticket, completion), (TeacherScore("t", "d", np.zeros(3, np.float32), teacher, logprobs),))
 

@@ -64,9 +64,9 @@ def test_a_token_of_a_dead_term_is_never_younger_than_now():
 
 
 def test_teacher_weights_sum_to_one():
-    scored = scored_rollout(0, teachers=("a", "b"))
-    ticket = scored.rollout.ticket
-    object.__setattr__(ticket, "slip", (TeacherShare("a", 1.0), TeacherShare("b", 3.0)))
+    drawn = scored_rollout(0, teachers=("a", "b"))
+    ticket = drawn.rollout.ticket._replace(slip=(TeacherShare("a", 1.0), TeacherShare("b", 3.0)))
+    scored = drawn._replace(rollout=drawn.rollout._replace(ticket=ticket))
     sample, _ = training_sample(scored, 0, 0)
     assert [(one.teacher, one.weight) for one in sample.targets] == [("a", 0.25), ("b", 0.75)]
 

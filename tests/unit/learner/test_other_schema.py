@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from dataclasses import replace
 
 import msgpack
 import pytest
@@ -48,7 +47,7 @@ def of_schema_1(frame: bytes) -> bytes:
 
 
 def test_a_sample_of_schema_1_has_no_hops_and_is_read():
-    newer = replace(scored_rollout(7), hops=(Hop("producer", 1, 2, 3),))
+    newer = scored_rollout(7)._replace(hops=(Hop("producer", 1, 2, 3),))
     assert decode(encode(newer)).hops == newer.hops
     older = decode(of_schema_1(encode(newer)), ScoredRollout)
     assert (older.hops, older.rollout.ticket.seq, older.scores[0].logprobs.tolist()) == ((), 7, newer.scores[0].logprobs.tolist())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +196,8 @@ async def test_evaluations_go_first_and_leave_the_ledger_alone() -> None:
     stage = Stage(slots=4)
     await stage.publish(FIRST)
     await stage.admit(8)
-    question = replace(ticket(0), slip=(), metadata={"evaluation": "e", "answer": "1"})
-    await stage.learner.ask(1, EVAL, [(index, encode(replace(question, seq=index))) for index in range(4)])
+    question = ticket(0)._replace(slip=(), metadata={"evaluation": "e", "answer": "1"})
+    await stage.learner.ask(1, EVAL, [(index, encode(question._replace(seq=index))) for index in range(4)])
     async with stage.running():
         await stage.until(EVALUATED, 4)
         await stage.until(rollouts("t"), 8)

@@ -115,7 +115,7 @@ async def test_seed_attempt_and_evaluation_each_change_the_draw(configure: Confi
     prompt = np.array([5, 9, 3], np.int32)
     same = {"prompt_ids": prompt}
     variants = [ticket(7, 30), ticket(7, 30, attempt=1), ticket(8, 30), ticket(7, 30, metadata={"evaluation": "e1"})]
-    variants = [Ticket(**{**{name: getattr(each, name) for name in Ticket.__slots__}, **same}) for each in variants]
+    variants = [each._replace(**same) for each in variants]
     async with running(configure()) as engine:
         drawn = [tuple((await engine.generate(each)).response_ids) for each in variants]
     async with running(configure(seed=2)) as engine:
