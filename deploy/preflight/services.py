@@ -24,7 +24,7 @@ from common.sglang.request import GenerateRequest
 from common.sglang.shape import read_shape
 from common.weights import RawTensor, open_store
 from deploy.preflight.finding import Finding, found_by
-from deploy.preflight.memory import parameters
+from deploy.preflight.memory import in_adapters, parameters
 from learner.megatron.architecture import read_architecture
 from producers.engines.sglang.weights import samples_as_asked
 from scorers.probe import check_teacher as check_scores
@@ -88,9 +88,13 @@ def _remove(url: str) -> None:
 
 async def check_disk(config: RunConfig) -> list[Finding]:
     """Room for the checkpoints and versions that are kept at once."""
-    count = parameters(read_architecture(config.model.student))
+    architecture = read_architecture(config.model.student)
+    count = parameters(architecture)
     versions = (config.weights.keep + 1) * count * _BYTES.get(config.weights.dtype, 4)
-    checkpoints = (config.learner.keep_checkpoints + 1) * count * _CHECKPOINT
+    checkpoint = count * _CHECKPOINT
+    if config.learner.lora_rank:
+        checkpoint = count * _BYTES.get(config.model.dtype, 4) + in_adapters(config, architecture) * _CHECKPOINT
+    checkpoints = (config.learner.keep_checkpoints + 1) * checkpoint
     needs = [("run.dir", config.directory, checkpoints), ("weights.dir", config.weight_directory, versions)]
     if config.weights.url:
         needs = needs[:1]

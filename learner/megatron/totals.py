@@ -65,7 +65,7 @@ def stats_of(totals: dict[str, float], step: int, grad_norm: float, lr: float, m
         processed=int(totals["processed"]),
         micro_batches=micro_batches,
         metrics={name: value / tokens for name, value in by_kind["metric"].items()},
-        kl_by_teacher={name: value / by_kind["tokens"][name] for name, value in by_kind["kl"].items()},
+        kl_by_teacher={name: value / count for name, value in by_kind["kl"].items() if (count := by_kind["tokens"][name])},
         seconds=seconds,
         kl_by_position={name: value / count for name, value in by_kind["kl_from"].items() if (count := by_kind["tokens_from"][name])},
     )

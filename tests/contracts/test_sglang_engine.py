@@ -135,6 +135,26 @@ async def test_tokens_of_weights_that_somebody_else_put_there_are_inexact(setup:
         assert (await engine.generate(ticket(2, 4))).versions == (Span(0, 0, 4, exact=False),)
 
 
+async def test_a_server_started_anew_unnoticed_is_no_newer_than_its_start_and_gets_the_weights_again(setup: Setup) -> None:
+    manifest, directory = setup.publish(Version(1, 3))
+    async with stand_in(setup.student) as server, setup.on(server.url) as engine:
+        await engine.update_weights(manifest, directory)
+        server.service.name_weights("default")
+        assert (await engine.generate(ticket(1, 4))).versions == (Span(0, 0, 4, exact=False),)
+        async with asyncio.timeout(60):
+            assert (await engine.generate(ticket(2, 4))).versions == (Span(1, 3, 4, exact=True),)
+
+
+async def test_tokens_under_a_fellow_producers_label_are_inexact_and_the_server_stays(setup: Setup) -> None:
+    manifest, directory = setup.publish(Version(1, 3))
+    async with stand_in(setup.student) as server, setup.on(server.url) as engine:
+        await engine.update_weights(manifest, directory)
+        label = f"t1-s4-{16 * 'a'}"
+        server.service.name_weights(label)
+        assert (await engine.generate(ticket(1, 4))).versions == (Span(1, 3, 4, exact=False),)
+        assert await label_of(server) == label
+
+
 async def test_an_answer_that_somebody_aborts_is_sampled_again(setup: Setup) -> None:
     async with stand_in(setup.student) as server, setup.on(server.url) as engine:
         asked = asyncio.create_task(engine.generate(ticket(1, 800)))

@@ -1,8 +1,9 @@
 """The Engine on SGLang servers.
 
 Behaviour log-probabilities are those of temperature 1 over the full vocabulary, or the ticket is refused: at any other setting a server
-reports what the learner cannot compute. Every token carries the version that its span names; where a server names none, or one that this
-process did not put there, the oldest that any server in rotation may have had when the request was sent, marked inexact.
+reports what the learner cannot compute. Every token carries the version that its span names; where a server names none, or one that only
+another producer has put there, the oldest that any server in rotation may have had when the request was sent, marked inexact. Weights that
+are no producer's count as those before the run, and the server leaves rotation until it has the right ones.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from common.messages import Completion, Span, Ticket, Version, WeightManifest
 from common.sglang.pool import ServerPool
 from common.sglang.reply import BadReply, Sampled, parse_sampled
 from common.sglang.request import GenerateRequest
+from common.sglang.server import Server
 from common.sglang.shape import ModelShape
 from producers.engines.sglang.layout import Layout, check_layout, layout_of
-from producers.engines.sglang.target import target_of
+from producers.engines.sglang.target import named_by, target_of
 from producers.engines.sglang.weights import PoolWeights
 
 _MOST_ABORTS = 8  # somebody else pauses the servers or aborts on them
@@ -80,14 +82,26 @@ class SglangEngine:
                 raise Rejected(f"{server.url}: {error}") from None
             if sampled.finish != "abort":
                 server.saw("versions per token", bool(sampled.spans))
+                self._check_labels(server, sampled)
                 return Completion(sampled.ids, sampled.logprobs, self._spans(sampled, oldest), sampled.finish)
         raise Rejected(f"{server.url} aborted it {_MOST_ABORTS} times: somebody else aborts requests on this server")
+
+    def _check_labels(self, server: Server, sampled: Sampled) -> None:
+        """A server that was started anew between two requests is up, with the weights of its start."""
+        strange = [label for label, _ in sampled.spans if named_by(label) is None]
+        if strange:
+            self._pool.take_out(server, f"it samples from weights {strange[0][:80]!r}, which no producer put there")
 
     def _spans(self, sampled: Sampled, oldest: Version) -> tuple[Span, ...]:
         named = sampled.spans or (("", len(sampled.ids)),)
         known = self._weights.labels
-        spans = [Span(*known.get(label, oldest), tokens, exact=label in known) for label, tokens in named]
+        spans = [Span(*(known.get(label) or _at_worst(label, oldest)), tokens, exact=label in known) for label, tokens in named]
         return tuple(_merged(spans))
+
+
+def _at_worst(label: str, oldest: Version) -> Version:
+    """Of weights that this process did not put on a server that had `oldest` or newer ones."""
+    return min(oldest, named_by(label) or Version(0, 0)) if label else oldest
 
 
 def request_of(ticket: Ticket, shape: ModelShape) -> GenerateRequest:

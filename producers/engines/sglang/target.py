@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.messages import Version, WeightManifest
+
+_LABEL = re.compile(r"t(\d+)-s(\d+)-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,12 @@ class Target:
     version: Version
     label: str
     directory: Path
+
+
+def named_by(label: str) -> Version | None:
+    """The version in a label that a producer made, this one or a fellow of it; None: the server got its weights from somebody else."""
+    found = _LABEL.fullmatch(label)
+    return Version(int(found[1]), int(found[2])) if found else None
 
 
 def target_of(manifest: WeightManifest, directory: Path) -> Target:
