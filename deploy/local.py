@@ -38,6 +38,7 @@ from deploy.targets import write_targets
 from deploy.watch import Watch
 from learner.collapse import known_collapse
 from learner.directory import RunDirectory
+from learner.disk import term_number
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -140,7 +141,7 @@ async def _supervise(
         watch = Watch(bus=bus, period_s=config.service.heartbeat_s, show=screen.show)
         supervisor = Supervisor(
             specs=wanted(config, lambda: watch.looks, screen.say, servers=servers),
-            spawn=lambda spec, again: spawn(config, file, spec, take_over=again or server.own),
+            spawn=lambda spec, again: spawn(config, file, spec, take_over=server.own or (again and _had_the_term(config, watch))),
             progress=lambda: watch.progress,
             say=screen.say,
             budget=config.service.restart_budget,
@@ -180,6 +181,13 @@ def _forcing(spawn: Spawn, *, take_over: bool) -> Spawn:
         return spawn(config, file, spec, take_over=take_over or forced)
 
     return start
+
+
+def _had_the_term(config: RunConfig, watch: Watch) -> bool:
+    """Whether the learner that died was this directory's, and not one that failed before it could see that another is alive."""
+    mine = max((term_number(path) for path in RunDirectory(config.directory).terms.glob("term*")), default=0)
+    state = watch.latest.state
+    return mine > 0 and (state is None or mine >= state.term)
 
 
 def _spawn(config: RunConfig, file: Path, spec: RoleSpec, *, take_over: bool) -> Process:

@@ -26,6 +26,8 @@ class Watch:
         self._period = period_s
         self._show = show
         self._seen: deque[Snapshot] = deque([Snapshot(time.monotonic())])
+        self._handed: dict[str, float] = {}  # by worker, as it last reported
+        self._handed_off = 0.0
 
     @property
     def latest(self) -> Snapshot:
@@ -38,10 +40,11 @@ class Watch:
         return self._seen[0], self._seen[-1]
 
     @property
-    def progress(self) -> tuple[int, int, int]:
-        """Changes whenever a sample was admitted, applied or given up."""
+    def progress(self) -> tuple[float, ...]:
+        """Changes whenever a sample or an answer was admitted, handed off, applied or given up."""
         states = [snapshot.state for snapshot in self._seen if snapshot.state]
-        return (states[-1].applied, states[-1].cursor, states[-1].dead) if states else (0, 0, 0)
+        places = (states[-1].applied, states[-1].cursor, states[-1].dead) if states else (0, 0, 0)
+        return (*places, self._handed_off)
 
     async def run(self) -> None:
         """For ever."""
@@ -59,4 +62,14 @@ class Watch:
         while len(self._seen) > 1 and now.at - self._seen[1].at >= _SPAN_S:
             self._seen.popleft()
         self._seen.append(now)
+        self._count(now)
         self._show(self._seen[0], now)
+
+    def _count(self, now: Snapshot) -> None:
+        """A worker that was started again under its name counts from nothing."""
+        for report in [*now.of("producer"), *now.of("scorer")]:
+            counters = report.counters
+            handed = counters.get("samples", 0.0) + counters.get("evaluated", 0.0) - counters.get("refused", 0.0)
+            before = self._handed.get(report.name, 0.0)
+            self._handed_off += handed - before if handed >= before else handed
+            self._handed[report.name] = handed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from common.bus.base import Bus
 from common.codec import decode
@@ -18,6 +19,7 @@ from common.weights.base import WeightStore
 from producers.engines.base import Engine
 
 log = logging.getLogger(__name__)
+_SILENT_S = 10.0
 
 
 class WeightsFollower:
@@ -32,12 +34,15 @@ class WeightsFollower:
         self._news = asyncio.Event()
 
     async def run(self) -> None:
-        """Follows the log for ever; the newest version that cannot be read is tried again as long as nothing newer comes."""
-        entry, unread = "0", b""
+        """Follows the log for ever; the newest version that cannot be read is tried again as long as nothing newer comes. A log that is
+        silent for long is read whole: the entries of a server that came back empty, its clock behind, have lower names."""
+        entry, unread, heard = "0", b"", time.monotonic()
         while True:
             news = await self._bus.weights_after(entry, self._poll_s)
             if news:
-                entry = news[-1][0]
+                entry, heard = news[-1][0], time.monotonic()
+            elif time.monotonic() - heard > _SILENT_S:
+                entry, heard = "0", time.monotonic()
             newest_first = [payload for _, payload in reversed(news)]
             unread = await self._go_over([*newest_first, unread] if unread else newest_first, unread)
             if not unread:

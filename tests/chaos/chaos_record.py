@@ -76,7 +76,16 @@ class Outcome:
         wrong += [f"{kind}: tried {times} times, never hit" for kind, times in self.missed.items() if times >= MOST_MISSES]
         if self.difference is not None and abs(self.difference) > POINTS:
             wrong.append(f"pass@1 differs by {100 * self.difference:+.1f} points")
-        return wrong
+        return [*wrong, *self._far_off()]
+
+    def _far_off(self) -> Iterator[str]:
+        """Runs whose accuracy is not that of the undisturbed ones; a mean would hide one among many."""
+        usual = _accuracies(self.calm)
+        for trial in self.stormy if usual else ():
+            for accuracy in _accuracies([trial]):
+                off = accuracy - statistics.mean(usual)
+                if abs(off) > POINTS:
+                    yield f"{trial.name}: pass@1 differs by {100 * off:+.1f} points"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -73,3 +73,13 @@ def test_a_point_that_is_never_reached_fails_the_storm_and_is_told() -> None:
     outcome = Outcome([], trials, 3.0)
     assert outcome.failures == ["learner: killed at nowhere: tried 4 times, never hit"]
     assert "Tried, without an occasion: learner: killed at nowhere 4." in str(outcome)
+
+
+def test_one_run_that_learned_less_fails_the_storm_whatever_the_mean() -> None:
+    def trials(*accuracies: float) -> list[Trial]:
+        told = [Samples(finished=True, audited=True, audit="", pass_at_1=accuracy) for accuracy in accuracies]
+        return [Trial(f"run-{number}", 1.0, samples, [], {}) for number, samples in enumerate(told)]
+
+    calm = trials(0.99, 0.99)
+    assert Outcome(calm, trials(0.99, 0.98, 0.99), 3.0).failures == []
+    assert Outcome(calm, trials(0.99, 0.99, 0.99, 0.95), 3.0).failures == ["run-3: pass@1 differs by -4.0 points"]

@@ -14,11 +14,13 @@ class FakeBus:
     def __init__(self) -> None:
         self.away = False
         self.applied = 0
+        self.scored: dict[str, float] = {}
 
     async def reports(self) -> Mapping[str, bytes]:
         if self.away:
             raise BusUnreachable("away")
-        return {"learner-1": Report(role="learner", name="learner-1").encode()}
+        told = {name: Report(role="scorer", name=name, counters={"samples": samples}) for name, samples in self.scored.items()}
+        return {name: report.encode() for name, report in {"learner-1": Report(role="learner", name="learner-1"), **told}.items()}
 
     async def state(self) -> BusState:
         self.applied += 1
@@ -32,11 +34,11 @@ def watching() -> tuple[FakeBus, Watch, list[Snapshot]]:
 
 async def test_every_look_is_shown_and_progress_follows_the_ledger() -> None:
     _, watch, seen = watching()
-    assert watch.progress == (0, 0, 0)
+    assert watch.progress == (0, 0, 0, 0)
     await watch.look()
     first = watch.progress
     await watch.look()
-    assert (first, watch.progress) == ((1, 64, 0), (2, 64, 0))
+    assert (first, watch.progress) == ((1, 64, 0, 0), (2, 64, 0, 0))
     assert [snapshot.state.applied for snapshot in seen if snapshot.state] == [1, 2]
 
 
@@ -47,7 +49,17 @@ async def test_a_server_that_does_not_answer_is_shown_and_takes_no_progress_away
     await watch.look()
     assert seen[-1].state is None
     assert "learner-1" in seen[-1].reports
-    assert watch.progress == (1, 64, 0)
+    assert watch.progress == (1, 64, 0, 0)
+
+
+async def test_hand_offs_of_a_worker_that_dies_again_and_again_are_progress_and_its_deaths_are_none() -> None:
+    bus, watch, _ = watching()
+    totals = []
+    for told in ({"scorer-1": 100.0}, {}, {}, {"scorer-1": 0.0}, {"scorer-1": 40.0}, {"scorer-2": 5.0}):
+        bus.scored = told
+        await watch.look()
+        totals.append(watch.progress[-1])
+    assert totals == [100, 100, 100, 100, 140, 145]
 
 
 async def test_it_looks_until_it_is_cancelled() -> None:
