@@ -127,11 +127,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_tensorboard(directory: RunDirectory) -> None:
-    """Makes TensorBoard's files from metrics.jsonl and evaluations.jsonl, where tensorboard is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
+    """Makes TensorBoard's files from metrics.jsonl and evaluations.jsonl."""
+    from torch.utils.tensorboard import SummaryWriter
+
     for old in directory.tensorboard.glob("events.*"):
         old.unlink()
     with needs_room(directory.root, "event files"), SummaryWriter(str(directory.tensorboard)) as writer:

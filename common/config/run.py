@@ -189,6 +189,8 @@ class RunConfig(Section):
         identity = _identity_of(self)
         if not self.learner.lora_rank:  # then the others are no part of what is computed
             identity["learner"] = {key: value for key, value in identity["learner"].items() if not key.startswith("lora_")}
+        else:
+            identity["learner"]["lora_targets"] = sorted(identity["learner"]["lora_targets"])  # adapters are drawn by their layer's name
         return identity
 
     @property

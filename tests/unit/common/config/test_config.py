@@ -117,6 +117,9 @@ def test_a_wrong_setting_is_one_sentence(file: Path, override: str, expected: st
 
 
 def test_adapters_are_part_of_what_a_run_computes(file: Path) -> None:
+    turned = ['learner.lora_targets=["linear_fc2", "linear_proj"]', 'learner.lora_targets=["linear_proj", "linear_fc2"]']
+    one, other = (load_config(file, ["learner.lora_rank=8", order]) for order in turned)
+    assert one.identity() == other.identity()
     with_adapters = [["learner.lora_rank=8", *more] for more in ([], ["learner.lora_alpha=8"], ['learner.lora_targets=["linear_qkv"]'])]
     assert len({load_config(file, changes).identity_digest for changes in (*with_adapters, ["learner.lora_rank=4"], [])}) == 5
     assert load_config(file, ["learner.lora_alpha=8"]).identity_digest == load_config(file).identity_digest
