@@ -98,6 +98,7 @@ class TrainerSettings:
     token_budget: int  # prompt and response tokens of a micro-batch on one rank
     seed: int
     recompute: bool = False  # recompute activations in backward instead of keeping them
+    optimizer_offload: float = 0.0  # share of the optimizer's state in the host's memory
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     context_parallel: int = 1

@@ -178,6 +178,8 @@ class LearnerSection(Section):
     """Linear layers with adapters, by Megatron's names: queries, keys and values; attention's output; gate and up; down."""
     recompute: bool = operational(False)
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    optimizer_offload: float = operational(0.0, ge=0, le=1)
+    """Share of the optimizer's state that is kept and stepped in the host's memory instead of the GPU's."""
     checkpoint_every: Positive = operational(50)
     """Steps between checkpoints."""
     checkpoint_async: bool = operational(False)

@@ -23,6 +23,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from common.errors import ConfigError
 from common.pulse import Pulse
 from learner.megatron import distributed
 from learner.megatron.adamw import use_group_step_adamw
@@ -228,6 +229,11 @@ def _assemble(settings: TrainerSettings, architecture: Architecture) -> _Parts:
 
 
 def _optimizer(settings: TrainerSettings, config: TransformerConfig, wrapped: DistributedDataParallel) -> MegatronOptimizer:
+    if settings.optimizer_offload and not torch.cuda.is_available():
+        raise ConfigError(
+            f"learner.optimizer_offload = {settings.optimizer_offload:g} moves state from a GPU's memory to the host's, "
+            "and there is no GPU here: set it to 0"
+        )
     use_group_step_adamw()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -241,6 +247,8 @@ def _optimizer(settings: TrainerSettings, config: TransformerConfig, wrapped: Di
             bf16=settings.dtype == "bfloat16",
             params_dtype=_dtype(settings),
             use_distributed_optimizer=True,
+            optimizer_cpu_offload=settings.optimizer_offload > 0,
+            optimizer_offload_fraction=settings.optimizer_offload,
         ),
         [wrapped],
     )

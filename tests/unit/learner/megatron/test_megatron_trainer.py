@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron_cases import MakeStudent, MakeTrainer, reference_loss, samples_of, squared_distance
 
+from common.errors import ConfigError
 from learner.megatron import checkpoint
 from learner.megatron.trainer import MegatronTrainer
 from learner.training import LossInputs, LossOutput, StepStats
@@ -164,3 +165,9 @@ def test_a_process_alone_has_one_process_group_for_everything(make_trainer: Make
     make_trainer()
     assert len(dist.distributed_c10d._world.pg_map) == 1
     assert parallel_state.get_tensor_model_parallel_group() is parallel_state.get_data_parallel_group() is dist.group.WORLD
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_optimizer_cannot_be_moved_off_a_gpu_that_is_not_there(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ConfigError, match="there is no GPU here: set it to 0"):
+        make_trainer(optimizer_offload=0.5)
