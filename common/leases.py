@@ -1,4 +1,4 @@
-"""A worker renews what it holds in memory, and nothing else: an entry it has forgotten goes to another worker (design §4).
+"""A worker renews what it holds in memory, and nothing else: an entry it has forgotten goes to another worker (docs/architecture.md).
 
 `run` is a task of the worker's event loop; maths runs elsewhere, so renewal never stalls. What another worker took over is forgotten here:
 its hand-off would be refused. So is what is older than `work_deadline_s`. If it is still computed, it hangs: `hung` is called, which ends

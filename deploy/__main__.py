@@ -45,7 +45,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     config = open_target(arguments.target, overrides_of(arguments))
     calls: Mapping[str, Callable[[], int]] = {
         "run": lambda: _run(config, arguments),
-        "up": lambda: commands.up(config, arguments.target, ray=arguments.ray, fresh=arguments.fresh),
+        "up": lambda: _up(config, arguments),
         "preflight": lambda: commands.preflight(config),
         "status": lambda: commands.status(config),
         "audit": lambda: commands.audit(config),
@@ -71,6 +71,13 @@ def _warn_of_passwords(overrides: Sequence[str]) -> None:
             "bus.password_env",
             file=sys.stderr,
         )
+
+
+def _up(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from deploy import commands
+
+    how = {name: getattr(arguments, name) for name in ("fresh", "take_over", "skip_preflight")}
+    return commands.up(config, arguments.target, ray=arguments.ray, **how)
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:

@@ -88,7 +88,13 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         "--ray", required=True, metavar="ADDRESS", help="HOST:PORT, ray://HOST:PORT, auto, or local for one on this machine"
     )
     _add_counts(parser)
+    _add_start(parser)
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
+    parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
+    parser.add_argument("--skip-preflight", action="store_true", help="start although the checks at the start would refuse")
 
 
 def _add_counts(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +122,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="CONFIG", help=_TARGET)
     _add_set(parser)
     _add_counts(parser)
-    parser.add_argument("--fresh", action="store_true", help="begin anew; a run of the same name is moved aside")
-    parser.add_argument("--take-over", action="store_true", help="start although another learner's lease lives; that one stops")
-    parser.add_argument("--skip-preflight", action="store_true", help="start although the checks at the start would refuse")
+    _add_start(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, start nothing")
 
 

@@ -45,7 +45,7 @@ def run(config: RunConfig, target: Path, *, fresh: bool, take_over: bool, dry_ru
     return 0
 
 
-def up(config: RunConfig, target: Path, *, ray: str, fresh: bool) -> int:
+def up(config: RunConfig, target: Path, *, ray: str, fresh: bool, take_over: bool = False, skip_preflight: bool = False) -> int:
     """`reflux up --ray`."""
     from deploy.local import run_async
     from deploy.screen import open_screen
@@ -60,7 +60,8 @@ def up(config: RunConfig, target: Path, *, ray: str, fresh: bool) -> int:
         cluster.cluster(ray, config, lambda text: _say(console, text)) as (placed, elsewhere),
         open_screen(console, config.run.name, config.learner.steps) as screen,
     ):
-        result = asyncio.run(run_async(placed, screen=screen, fresh=fresh, elsewhere=elsewhere))
+        running = run_async(placed, screen=screen, fresh=fresh, take_over=take_over, skip_preflight=skip_preflight, elsewhere=elsewhere)
+        result = asyncio.run(running)
     _tell(result, f"reflux up --ray {ray} {target}", was_finished=was_finished, console=console)
     return 0
 

@@ -1,6 +1,6 @@
 """The learner's side of the ledger: one lock under which samples are taken in, journaled, settled, admitted and reconciled.
 
-Guarantees: the order of design §5: a batch's record is durable before it is settled, and both before its optimizer step begins (P2);
+Guarantees: a batch's record is durable before it is settled, and both before its optimizer step begins (P2, docs/architecture.md);
 admission never exceeds the window (P3); a changed incarnation of the bus, or a cursor that is not ours, is reconciled before anything
 else is admitted.
 """
@@ -46,7 +46,7 @@ class Prepared:
 
 
 class Ledger:
-    """Owns the line; `changed` is set whenever a waiting step might go on."""
+    """Owns the line, and the lock under which it changes."""
 
     def __init__(
         self,

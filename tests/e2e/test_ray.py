@@ -144,7 +144,7 @@ def test_two_scorers_become_four_when_rollouts_wait_for_a_teacher_on_servers_tha
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "teacher arithmetic has 4 scorers from now on, not 2: rollouts wait" in done.stdout
+    assert "teacher arithmetic has 4 scorers from now on, not" in done.stdout  # at once, or by way of 3
     logs = tmp_path / "ray/logs"
     assert all("is ready" in (logs / f"scorer-{n}.log").read_text() for n in range(4))
     assert all("listening on" in (logs / f"arithmetic-server-{n}.log").read_text() for n in range(2))
