@@ -87,7 +87,7 @@ LossFunction = Callable[[LossInputs], LossOutput]
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """Everything a trainer is built from; resolved from RunConfig, hence without defaults for what identifies a run."""
+    """Everything a trainer is built from; `learner.ranks.settings` resolves it from RunConfig."""
 
     student: Path  # a Hugging Face model directory
     dtype: Literal["float32", "bfloat16"]
